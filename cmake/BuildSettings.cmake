@@ -1,0 +1,64 @@
+# Compiler settings that hold for every target of this project.
+
+if(NOT CMAKE_BUILD_TYPE AND NOT CMAKE_CONFIGURATION_TYPES)
+  set(CMAKE_BUILD_TYPE
+      Release
+      CACHE STRING "Debug or Release" FORCE)
+endif()
+
+set(CMAKE_CXX_STANDARD 20)
+set(CMAKE_CXX_STANDARD_REQUIRED ON)
+set(CMAKE_CXX_EXTENSIONS OFF)
+set(CMAKE_POSITION_INDEPENDENT_CODE ON)
+set(CMAKE_CXX_VISIBILITY_PRESET hidden)
+set(CMAKE_VISIBILITY_INLINES_HIDDEN ON)
+set(CMAKE_EXPORT_COMPILE_COMMANDS ON)
+set(THREADS_PREFER_PTHREAD_FLAG ON)
+set(CMAKE_RUNTIME_OUTPUT_DIRECTORY "${CMAKE_BINARY_DIR}/bin")
+
+# CMake's own Release flags switch assert() off; here that is a choice (MSCCLPP_ASSERTS).
+set(CMAKE_CXX_FLAGS_RELEASE "-O2 -g1")
+if(NOT MSCCLPP_SANITIZER STREQUAL "none")
+  set(CMAKE_CXX_FLAGS_RELEASE "-O1 -g")
+endif()
+set(CMAKE_CXX_FLAGS_DEBUG "-O0 -g")
+if(NOT MSCCLPP_ASSERTS)
+  string(APPEND CMAKE_CXX_FLAGS_RELEASE " -DNDEBUG")
+endif()
+
+if(NOT MSCCLPP_SANITIZER MATCHES "^(none|address|thread)$")
+  message(FATAL_ERROR "MSCCLPP_SANITIZER is '${MSCCLPP_SANITIZER}': use none, address or thread")
+endif()
+if(MSCCLPP_SANITIZER STREQUAL "thread" AND NOT CMAKE_CXX_COMPILER_ID STREQUAL "Clang")
+  # g++ 12's run time stops at 8128 fiber contexts and misses races that clang's finds.
+  message(FATAL_ERROR "MSCCLPP_SANITIZER=thread needs clang++ (preset cpu-tsan uses clang++-19), "
+                      "the compiler is ${CMAKE_CXX_COMPILER}")
+endif()
+
+add_library(mscclpp_build_settings INTERFACE)
+target_compile_options(
+  mscclpp_build_settings
+  INTERFACE
+    $<$<COMPILE_LANGUAGE:CXX>:-Wall>
+    $<$<COMPILE_LANGUAGE:CXX>:-Wextra>
+    $<$<COMPILE_LANGUAGE:CXX>:-Wshadow>
+    $<$<COMPILE_LANGUAGE:CXX>:-Wnon-virtual-dtor>
+    $<$<AND:$<COMPILE_LANGUAGE:CXX>,$<BOOL:${MSCCLPP_WERROR}>>:-Werror>
+    # Kernel sources are also compiled as plain C++: they carry #pragma unroll, and they read bf16
+    # buffers as 16-byte vectors.
+    $<$<COMPILE_LANGUAGE:CXX>:-Wno-unknown-pragmas>
+    $<$<COMPILE_LANGUAGE:CXX>:-fno-strict-aliasing>
+    # Results must have the same bits on every CPU and on GPUs: a * b + c is fused only where the
+    # source says fma().
+    $<$<COMPILE_LANGUAGE:CXX>:-ffp-contract=off>)
+
+add_library(mscclpp_sanitizer INTERFACE)
+if(MSCCLPP_SANITIZER STREQUAL "address")
+  target_compile_options(
+    mscclpp_sanitizer INTERFACE -fsanitize=address,undefined -fno-sanitize-recover=all
+                                -fno-omit-frame-pointer)
+  add_link_options(-fsanitize=address,undefined)
+elseif(MSCCLPP_SANITIZER STREQUAL "thread")
+  target_compile_options(mscclpp_sanitizer INTERFACE -fsanitize=thread -fno-omit-frame-pointer)
+  add_link_options(-fsanitize=thread)
+endif()

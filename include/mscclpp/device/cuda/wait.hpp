@@ -1,0 +1,120 @@
+#pragma once
+
+#include <cstdint>
+
+#include <mscclpp/device/cuda/atomic.hpp>
+#include <mscclpp/device/cuda/copy.hpp>
+#include <mscclpp/device/cuda/simt.hpp>
+#include <mscclpp/failure.hpp>
+
+/// CUDA half of <mscclpp/device/wait.hpp>.
+namespace mscclpp::device {
+inline namespace cuda {
+namespace detail {
+
+// Polling stays on the flag: the clock is read every 64 polls; the record, which lives in host memory
+// behind PCIe, after the first 64 polls (so that waits that follow a failure end in microseconds) and
+// then every 1024.
+inline constexpr uint32_t kPollsPerTimeCheck = 64;
+inline constexpr uint32_t kPollsPerRecordCheck = 1024;
+
+struct WaitValues {
+  uint64_t expected;
+  uint64_t seen;
+  uint64_t waitedNs;
+};
+
+/// Claims the record and fills it in; does nothing when somebody was first.
+__device__ __noinline__ inline void recordFailure(FailureRecord* record, int32_t rank,
+                                                  WaitPoint point, WaitValues values) {
+  if (record == nullptr) return;
+  uint32_t expected = kFailureNone;
+  if (!compareExchangeAcqRel(&record->state, expected, kFailureClaimed)) return;
+  record->what = point.what;
+  record->rank = rank;
+  record->peer = point.peer;
+  record->block = blockIndex();
+  record->thread = threadIndex();
+  record->line = 0;
+  record->expected = values.expected;
+  record->seen = values.seen;
+  record->waitedNs = values.waitedNs;
+  storeRelease(&record->state, kFailurePublished);
+}
+
+/// Polls until poll() is true; false after the limit (values.waitedNs is set and expired is true) or
+/// when the record says that something failed.
+template <class Poll>
+__device__ __forceinline__ bool pollUntil(const FailureRecord* record, uint64_t limitNs, Poll poll,
+                                          uint64_t& waitedNs, bool& expired) {
+  expired = false;
+  if (poll()) return true;
+  const uint64_t start = nanoseconds();
+  for (uint32_t polls = 1;; ++polls) {
+    if (poll()) return true;
+    if (polls % kPollsPerTimeCheck != 0) continue;
+    waitedNs = nanoseconds() - start;
+    expired = limitNs != 0 && waitedNs > limitNs;
+    const bool readRecord = polls % kPollsPerRecordCheck == kPollsPerTimeCheck;
+    if ((readRecord || expired) && record != nullptr &&
+        loadRelaxedSys(&record->state) != kFailureNone) {
+      expired = false;
+      return false;
+    }
+    if (expired) return false;
+  }
+}
+
+}  // namespace detail
+
+__device__ __forceinline__ bool failed(const WaitControl& control) {
+  return control.record != nullptr && loadRelaxed(&control.record->state) != kFailureNone;
+}
+
+__device__ __forceinline__ bool waitReached(const WaitControl& control, const uint32_t* flag,
+                                            uint32_t epoch, WaitPoint point,
+                                            Site = Site::current()) {
+  uint32_t seen = 0;
+  uint64_t waitedNs = 0;
+  bool expired = false;
+  const auto poll = [&] {
+    seen = loadAcquire(flag);
+    return static_cast<int32_t>(seen - epoch) >= 0;
+  };
+  if (detail::pollUntil(control.record, control.limitNs, poll, waitedNs, expired)) return true;
+  if (expired) {
+    detail::recordFailure(control.record, control.rank, point, {epoch, seen, waitedNs});
+  }
+  return false;
+}
+
+template <class Predicate>
+__device__ __forceinline__ bool waitUntil(const WaitControl& control, Predicate predicate,
+                                          WaitPoint point, const void* /*address*/,
+                                          Site = Site::current()) {
+  uint64_t waitedNs = 0;
+  bool expired = false;
+  if (detail::pollUntil(control.record, control.limitNs, predicate, waitedNs, expired)) return true;
+  if (expired) detail::recordFailure(control.record, control.rank, point, {0, 0, waitedNs});
+  return false;
+}
+
+/// Inside a block, so four times the limit: whoever arrives on the mbarrier may itself have to run
+/// into the limit first. Expiry is an internal error: recorded, then the launch ends.
+__device__ __forceinline__ void waitParity(const WaitControl& control, Mbarrier* barrier,
+                                           unsigned parity, WaitPoint point,
+                                           Site = Site::current()) {
+  if (detail::tryWaitParity(barrier, parity)) return;
+  const uint64_t start = nanoseconds();
+  for (uint32_t polls = 1; !detail::tryWaitParity(barrier, parity); ++polls) {
+    if (control.limitNs == 0 || polls % detail::kPollsPerTimeCheck != 0) continue;
+    const uint64_t waitedNs = nanoseconds() - start;
+    if (waitedNs > 4 * control.limitNs) {
+      detail::recordFailure(control.record, control.rank, point, {parity, 1 - parity, waitedNs});
+      trap();
+    }
+  }
+}
+
+}  // namespace cuda
+}  // namespace mscclpp::device

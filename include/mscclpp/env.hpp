@@ -1,0 +1,45 @@
+// Every environment variable of the library is read here, once. docs/environment.md is the table.
+// An argument of the same meaning always wins over a variable.
+#pragma once
+
+#include <chrono>
+#include <functional>
+#include <mscclpp/log.hpp>
+#include <optional>
+#include <string>
+
+namespace mscclpp {
+
+enum class Platform;
+
+/// What carries the port channels between nodes (MSCCLPP_EP_TRANSPORT).
+enum class Transport { shm, cudaIpc, tcp, verbs };
+
+/// The values of the environment variables, checked. A bad value is an Error (invalidArgument) that
+/// names the variable, the value and the allowed values.
+class Env {
+ public:
+  /// Finds a variable: nullptr when it is not set. An empty value counts as not set.
+  using Lookup = std::function<const char*(const char*)>;
+
+  /// Reads all variables through `lookup` (tests pass their own).
+  explicit Env(const Lookup& lookup);
+
+  std::optional<int> ranksPerNode;       ///< MSCCLPP_EP_RANKS_PER_NODE: forces the node shape, >= 1
+  std::optional<Transport> transport;    ///< MSCCLPP_EP_TRANSPORT
+  std::chrono::nanoseconds timeout;      ///< MSCCLPP_EP_TIMEOUT: 0 = no limit; default 100 s
+  std::optional<Platform> platform;      ///< MSCCLPP_EP_PLATFORM
+  LogLevel logLevel;                     ///< MSCCLPP_LOG_LEVEL; default warn
+  std::string socketInterface;           ///< MSCCLPP_SOCKET_INTERFACE; empty = chosen by the library
+  std::string hostId;                    ///< MSCCLPP_HOST_ID; empty = made from the machine
+};
+
+/// The process's environment, read at the first call and never again. Throws at every call as long as
+/// a value is bad.
+const Env& env();
+
+/// The identity of this host: equal exactly for processes that can share memory. Forced by
+/// MSCCLPP_HOST_ID, else "hostname/hash" of the host name and the kernel's boot id. At most 63 characters.
+const std::string& hostId();
+
+}  // namespace mscclpp

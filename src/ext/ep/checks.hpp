@@ -1,0 +1,33 @@
+#pragma once
+
+#include <mscclpp/ext/ep/buffer.hpp>
+
+#include "call_shape.hpp"
+#include "group.hpp"
+#include "handle.hpp"
+
+/// Refuses bad requests on the host, before any rank enters a collective. Every message has the value,
+/// what is allowed, and what to do.
+namespace mscclpp::ep {
+
+/// What a checked dispatch request means.
+struct DispatchShape {
+  int tokens = 0;
+  std::int64_t hidden = 0;
+  std::uint32_t rowBytes = 0;
+  int scaleCount = 0;
+  int topk = 0;
+  int experts = 0;
+  CallShape call;
+};
+
+void checkOnDevice(const Tensor& tensor, const char* name, const Group& group);
+int checkLayout(const LayoutRequest& request, const Group& group);
+DispatchShape checkDispatch(const DispatchRequest& request, const Group& group);
+/// Returns the row size in bytes.
+std::uint32_t checkCombine(const CombineRequest& request, const Group& group);
+
+/// The experts' placement for `experts` experts: the map if there is one, else equal blocks.
+ExpertArgs expertArgs(int experts, const ExpertMap& map, const Group& group);
+
+}  // namespace mscclpp::ep

@@ -1,0 +1,69 @@
+#include <mscclpp/format.hpp>
+
+#include "call_shape.hpp"
+#include "group.hpp"
+
+namespace mscclpp::ep {
+namespace {
+
+struct WaitText {
+  WaitWhat what;
+  const char* phase;     ///< where this rank was
+  const char* waitedFor;  ///< what the peer had not done
+};
+constexpr WaitText kWaitTexts[] = {
+    {WaitWhat::counts, "dispatch (notify)", "send its token counts"},
+    {WaitWhat::dispatchEntry, "dispatch (entry)", "start its dispatch"},
+    {WaitWhat::dispatchDone, "dispatch (end)", "finish sending"},
+    {WaitWhat::combineEntry, "combine (entry)", "start its combine"},
+    {WaitWhat::combineChunk, "combine (staged rows)", "stage a chunk of rows"},
+    {WaitWhat::combineDone, "combine (end)", "finish reading"},
+};
+
+std::string describeWait(const FailureRecord& record, const WaitText& text) {
+  const auto behind = static_cast<std::uint32_t>(record.expected) - static_cast<std::uint32_t>(record.seen);
+  // Entry flags come first in every call: a peer that is behind there has not entered the call. The
+  // other flags follow an entry that was seen, so that peer is there and stuck, or died inside.
+  const bool entry = text.what == WaitWhat::counts || text.what == WaitWhat::dispatchEntry ||
+                     text.what == WaitWhat::combineEntry;
+  return fmt::format(
+      "EP timeout after {:.1f} s: rank {} in {} waited for rank {} to {}: epoch {} expected, {} seen "
+      "({}); block {}, thread {}. Is rank {} alive, and does it make the same calls in the same order? "
+      "The limit is timeout_seconds or MSCCLPP_EP_TIMEOUT",
+      static_cast<double>(record.waitedNs) * 1e-9, record.rank, text.phase, record.peer,
+      text.waitedFor, static_cast<std::uint32_t>(record.expected),
+      static_cast<std::uint32_t>(record.seen),
+      entry ? fmt::format("it has not entered this call and is {} kernels behind", behind)
+            : std::string("it entered this call and did not finish"),
+      record.block, record.thread, record.peer);
+}
+
+}  // namespace
+
+std::string describeFailure(const FailureRecord& record) {
+  const auto what = static_cast<WaitWhat>(record.what);
+  for (const WaitText& text : kWaitTexts) {
+    if (text.what == what) return describeWait(record, text);
+  }
+  switch (what) {
+    case WaitWhat::shapeMismatch:
+      return fmt::format("rank {} called {}, but rank {} called {}: all ranks must make equal calls",
+                         record.rank, CallShape::describe(record.expected), record.peer,
+                         CallShape::describe(record.seen));
+    case WaitWhat::overflow:
+      return fmt::format(
+          "rank {} would receive {} rows, more than num_worst_tokens = {}: raise num_worst_tokens on "
+          "all ranks",
+          record.rank, record.seen, record.expected);
+    case WaitWhat::invalidExpert:
+      return fmt::format("rank {} passed expert id {} in topk_idx: allowed are 0 .. {} and -1",
+                         record.peer, static_cast<std::int64_t>(record.seen),
+                         static_cast<std::int64_t>(record.expected) - 1);
+    default:
+      return fmt::format(
+          "internal error: a pipeline of rank {} stood still for {:.1f} s (block {}, thread {})",
+          record.rank, static_cast<double>(record.waitedNs) * 1e-9, record.block, record.thread);
+  }
+}
+
+}  // namespace mscclpp::ep

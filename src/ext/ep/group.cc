@@ -1,0 +1,238 @@
+#include "group.hpp"
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstring>
+#include <thread>
+
+#include <mscclpp/env.hpp>
+#include <mscclpp/errors.hpp>
+
+namespace mscclpp::ep {
+namespace {
+
+/// On the CPU platform blocks cost time and add no bandwidth; a few keep the protocol honest.
+constexpr int kMostCpuBlocks = 4;
+/// Changes whenever ranks of two builds could not understand each other.
+constexpr std::uint64_t kProtocolVersion = 1;
+
+/// What every rank must have in common, compared at creation.
+struct CommonOptions {
+  std::uint64_t version, platform, numNvlBytes, stagingBytes, maxExpertsPerRank, firstEpoch;
+  char deviceId[64];
+};
+struct CommonField {
+  const char* name;
+  std::uint64_t CommonOptions::*value;
+};
+constexpr CommonField kCommonFields[] = {
+    {"library protocol version", &CommonOptions::version},
+    {"platform (0 = cpu, 1 = cuda)", &CommonOptions::platform},
+    {"num_nvl_bytes", &CommonOptions::numNvlBytes},
+    {"staging_bytes", &CommonOptions::stagingBytes},
+    {"max_experts_per_rank", &CommonOptions::maxExpertsPerRank},
+    {"first_epoch", &CommonOptions::firstEpoch},
+};
+
+MemoryPlan makePlan(const BufferOptions& options, int ranks) {
+  check(options.maxExpertsPerRank >= 1, ErrorCode::invalidArgument,
+        "max_experts_per_rank = {} must be at least 1", options.maxExpertsPerRank);
+  check(options.stagingBytes <= options.numNvlBytes, ErrorCode::invalidArgument,
+        "staging_bytes = {} must not exceed num_nvl_bytes = {}", options.stagingBytes,
+        options.numNvlBytes);
+  MemoryPlan plan;
+  plan.ranks = ranks;
+  plan.maxExpertsPerRank = options.maxExpertsPerRank;
+  plan.stagingBytes = options.stagingBytes ? options.stagingBytes : options.numNvlBytes / 4;
+  plan.poolBytes = options.numNvlBytes - plan.stagingBytes;
+  return plan;
+}
+
+std::uint64_t limitNanoseconds(const BufferOptions& options) {
+  if (options.timeoutSeconds < 0) return static_cast<std::uint64_t>(env().timeout.count());
+  return static_cast<std::uint64_t>(options.timeoutSeconds * 1e9);
+}
+
+const IntranodeKernels& kernelsOf(Platform platform) {
+  if (platform == Platform::cpu) return cpu::intranodeKernels();
+#if MSCCLPP_HAVE_CUDA
+  return cuda::intranodeKernels();
+#else
+  fail(ErrorCode::unsupported, "this build has no CUDA kernels; configure with MSCCLPP_USE_CUDA=ON");
+#endif
+}
+
+std::uint64_t nextGroupId() {
+  static std::atomic<std::uint64_t> last{0};
+  return ++last;
+}
+
+}  // namespace
+
+Group::Group(std::shared_ptr<Bootstrap> bootstrap, const BufferOptions& options)
+    : bootstrap_(std::move(bootstrap)),
+      options_(options),
+      device_(Device::open(options.platform, options.deviceIndex)),
+      plan_(makePlan(options, bootstrap_->size())),
+      pool_(plan_.pool(), plan_.poolBytes),
+      kernels_(&kernelsOf(options.platform)),
+      id_(nextGroupId()) {
+  compareOptions();
+  comm_ = device_->createStream(true);
+  reclaim_ = device_->createStream(false);
+  heap_ = device_->allocateExportable(plan_.total());
+  failure_ = device_->allocatePinned(sizeof(FailureRecord));
+  notifyResult_ = device_->allocatePinned(
+      sizeof(NotifyResult) + static_cast<std::size_t>(options_.maxExpertsPerRank) * 4);
+  kernels_->prepare();
+  mapPeers();
+}
+
+void Group::compareOptions() {
+  std::vector<CommonOptions> all(static_cast<std::size_t>(ranks()));
+  CommonOptions& mine = all[static_cast<std::size_t>(rank())];
+  mine = {kProtocolVersion,
+          options_.platform == Platform::cuda ? 1u : 0u,
+          options_.numNvlBytes,
+          plan_.stagingBytes,
+          static_cast<std::uint64_t>(options_.maxExpertsPerRank),
+          options_.firstEpoch,
+          {}};
+  const std::string deviceId = device_->id();
+  check(deviceId.size() < sizeof(mine.deviceId), ErrorCode::internal,
+        "device id '{}' is longer than {} bytes", deviceId, sizeof(mine.deviceId) - 1);
+  std::memcpy(mine.deviceId, deviceId.data(), deviceId.size());
+  const CommonOptions own = mine;
+  bootstrap_->allGather(all);
+  for (const CommonField& field : kCommonFields) {
+    for (int r = 0; r < ranks(); ++r) {
+      const std::uint64_t theirs = all[static_cast<std::size_t>(r)].*field.value;
+      check(theirs == all[0].*field.value, ErrorCode::invalidArgument,
+            "Buffer: {} must be equal on all ranks: {} on rank 0, {} on rank {}", field.name,
+            all[0].*field.value, theirs, r);
+    }
+  }
+  sharers_ = static_cast<int>(std::count_if(all.begin(), all.end(), [&](const CommonOptions& o) {
+    return std::memcmp(o.deviceId, own.deviceId, sizeof(own.deviceId)) == 0;
+  }));
+  check(options_.platform == Platform::cpu || sharers_ <= device_->multiprocessors(),
+        ErrorCode::invalidArgument, "{} ranks share one GPU of {} multiprocessors: no block each",
+        sharers_, device_->multiprocessors());
+}
+
+void Group::mapPeers() {
+  std::vector<MemoryHandle> handles(static_cast<std::size_t>(ranks()));
+  handles[static_cast<std::size_t>(rank())] = device_->exportMemory(heap_.get(), plan_.total());
+  bootstrap_->allGather(handles);
+  std::vector<char*> bases;
+  for (int r = 0; r < ranks(); ++r) {
+    peers_.push_back(r == rank() ? heap_
+                                 : device_->importMemory(handles[static_cast<std::size_t>(r)]));
+    bases.push_back(static_cast<char*>(peers_.back().get()));
+  }
+  const std::size_t tableBytes = bases.size() * sizeof(char*);
+  heapTable_ = device_->allocateExportable(tableBytes);  // device memory; never exported
+  // Every flag starts one behind the first epoch, so that none is reached before it is set.
+  LocalWords words{};
+  words.epoch = options_.firstEpoch;
+  std::vector<char> control(plan_.staging(), 0);
+  std::memcpy(control.data() + plan_.localWords(), &words, sizeof(words));
+  for (int r = 0; r < ranks(); ++r) {
+    PeerBox box{};
+    box.entry.epoch = box.counts.epoch = box.done.epoch = options_.firstEpoch;
+    std::memcpy(control.data() + plan_.peerBox(r), &box, sizeof(box));
+    std::vector<std::uint32_t> flags(kMaxChunks, options_.firstEpoch);
+    std::memcpy(control.data() + plan_.chunkFlags(r), flags.data(), flags.size() * 4);
+  }
+  device_->copy(heap_.get(), control.data(), control.size(), comm_);
+  device_->copy(heapTable_.get(), bases.data(), tableBytes, comm_);
+  comm_.synchronize();
+  bootstrap_->barrier();  // nobody writes into a heap that is not initialised
+}
+
+bool Group::inPool(const void* p) const {
+  const char* at = static_cast<const char*>(p);
+  return at >= heap() + plan_.pool() && at < heap() + plan_.total();
+}
+
+int Group::blocks(int wanted) const {
+  const int most = options_.platform == Platform::cpu ? kMostCpuBlocks
+                                                      : device_->multiprocessors() / sharers_;
+  return std::clamp(wanted, 1, std::max(most, 1));
+}
+
+GroupArgs Group::args() const {
+  GroupArgs args;
+  args.heaps = static_cast<char* const*>(heapTable_.get());
+  args.plan = plan_;
+  args.ranks = ranks();
+  args.rank = rank();
+  args.wait.record = static_cast<FailureRecord*>(failure_.get());
+  args.wait.limitNs = limitNanoseconds(options_);
+  args.wait.rank = rank();
+  return args;
+}
+
+void Group::raiseIfFailed() {
+  const auto& record = *static_cast<const FailureRecord*>(failure_.get());
+  const bool isNew = broken_.empty() && failurePublished(record);
+  if (isNew) broken_ = describeFailure(record);
+  if (broken_.empty()) return;
+  const bool isWait = record.what <= static_cast<std::uint32_t>(WaitWhat::pipeline);
+  throwError(isWait ? ErrorCode::timeout : ErrorCode::invalidArgument,
+             isNew ? broken_ : "the Buffer is of no use since: " + broken_);
+}
+
+void Group::awaitNotify(std::uint32_t sequence) {
+  if (options_.platform == Platform::cpu) {
+    comm_.synchronize();
+  } else {
+    const NotifyResult& result = notifyResult();
+    while (__atomic_load_n(&result.sequence, __ATOMIC_ACQUIRE) != sequence) {
+      device_->checkAsyncErrors();
+      std::this_thread::yield();  // the device's own waits are bounded: it always answers
+    }
+  }
+  raiseIfFailed();
+}
+
+std::vector<Event> Group::usersNow(void* owner) {
+  std::vector<Event> users;
+  users.push_back(borrow(owner).record(false));
+  users.push_back(comm_.record(false));
+  return users;
+}
+
+std::shared_ptr<void> Group::allocate(std::size_t bytes, Stream& allocateOn, void* owner) {
+  void* memory = device_->allocate(bytes, allocateOn);
+  auto giveBack = [group = shared_from_this(), owner](void* p) {
+    runNoThrow("releasing a tensor", [&] {
+      const std::lock_guard lock(group->reclaimMutex_);
+      for (const Event& event : group->usersNow(owner)) group->reclaim_.wait(event);
+      group->device_->release(p, group->reclaim_);
+    });
+  };
+  return std::shared_ptr<void>(memory, std::move(giveBack));
+}
+
+std::shared_ptr<void> Group::takeFromPool(std::size_t bytes, Stream& useOn, void* owner) {
+  const std::optional<std::size_t> offset = pool_.take(bytes, useOn);
+  if (!offset) return nullptr;
+  auto giveBack = [group = shared_from_this(), owner, at = *offset](void*) {
+    runNoThrow("releasing a pool tensor", [&] {
+      const std::lock_guard lock(group->reclaimMutex_);
+      group->pool_.release(at, group->usersNow(owner));
+    });
+  };
+  return std::shared_ptr<void>(heap() + *offset, std::move(giveBack));
+}
+
+void Group::close() {
+  comm_.synchronize();
+  if (!broken()) bootstrap_->barrier();  // peers may still be reading or writing here
+  peers_.clear();
+  if (!broken()) bootstrap_->barrier();  // nobody frees memory that a peer has mapped
+}
+
+}  // namespace mscclpp::ep

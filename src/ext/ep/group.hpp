@@ -1,0 +1,87 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include <mscclpp/bootstrap.hpp>
+#include <mscclpp/ext/ep/buffer.hpp>
+#include <mscclpp/platform.hpp>
+
+#include "kernels/api.cuh"
+#include "pool.hpp"
+
+namespace mscclpp::ep {
+
+/// Text for what a kernel left in the failure record.
+std::string describeFailure(const FailureRecord& record);
+
+/// A rank's place in the group: its heap and its peers', streams, failure record, kernels. Shared by
+/// the Buffer and by every tensor it has handed out, so that memory outlives the Buffer if it must.
+class Group : public std::enable_shared_from_this<Group> {
+ public:
+  /// Collective: compares options among the ranks, allocates the heap, maps the peers'.
+  Group(std::shared_ptr<Bootstrap> bootstrap, const BufferOptions& options);
+
+  int rank() const { return bootstrap_->rank(); }
+  int ranks() const { return bootstrap_->size(); }
+  std::uint64_t id() const { return id_; }
+  const BufferOptions& options() const { return options_; }
+  const MemoryPlan& plan() const { return plan_; }
+  Device& device() const { return *device_; }
+  Stream& comm() { return comm_; }
+  Pool& pool() { return pool_; }
+  const IntranodeKernels& kernels() const { return *kernels_; }
+  char* heap() const { return static_cast<char*>(heap_.get()); }
+  bool inPool(const void* p) const;
+  /// Blocks that a kernel may use: `wanted`, but no more than this rank's share of the device.
+  int blocks(int wanted) const;
+  GroupArgs args() const;
+
+  /// Throws what the kernels reported; the group then stays broken.
+  void raiseIfFailed();
+  bool broken() const { return !broken_.empty(); }
+
+  NotifyResult& notifyResult() const { return *static_cast<NotifyResult*>(notifyResult_.get()); }
+  /// Runs nothing: waits on the host until notify number `sequence` has answered.
+  void awaitNotify(std::uint32_t sequence);
+  std::uint32_t nextSequence() { return ++sequence_; }
+
+  /// Wraps the caller's stream. Null is the host on the CPU platform, the default stream on CUDA.
+  Stream borrow(void* computeStream) const { return device_->borrowStream(computeStream); }
+
+  /// Ordinary memory, allocated on `allocateOn`; given back when both `owner`'s work and the
+  /// communication enqueued at that time are done.
+  std::shared_ptr<void> allocate(std::size_t bytes, Stream& allocateOn, void* owner);
+  /// A piece of the pool, or null when it is full. Released as above.
+  std::shared_ptr<void> takeFromPool(std::size_t bytes, Stream& useOn, void* owner);
+
+  /// Waits for all work and all peers, then unmaps them. Collective.
+  void close();
+
+ private:
+  void compareOptions();
+  void mapPeers();
+  /// The caller's stream `owner` and the communication stream, as of now.
+  std::vector<Event> usersNow(void* owner);
+
+  std::shared_ptr<Bootstrap> bootstrap_;
+  BufferOptions options_;
+  std::shared_ptr<Device> device_;
+  MemoryPlan plan_;
+  Stream comm_, reclaim_;
+  std::mutex reclaimMutex_;  // tensors are dropped from any thread
+  std::shared_ptr<void> heap_;
+  std::vector<std::shared_ptr<void>> peers_;
+  std::shared_ptr<void> heapTable_, failure_, notifyResult_;
+  Pool pool_;
+  const IntranodeKernels* kernels_ = nullptr;
+  int sharers_ = 1;  // ranks on this device
+  std::uint64_t id_ = 0;
+  std::uint32_t sequence_ = 0;
+  std::string broken_;
+};
+
+}  // namespace mscclpp::ep

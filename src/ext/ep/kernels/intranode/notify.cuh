@@ -1,0 +1,191 @@
+#pragma once
+
+#include "group.cuh"
+
+/// notify: gives every token its place among the rows that this rank sends to each rank, exchanges
+/// the counts, and derives from them where rows start and how many arrive.
+namespace mscclpp::ep::MSCCLPP_PLATFORM_NS {
+
+inline constexpr int kMaxWarps = 32;
+
+struct NotifyShared {
+  std::int32_t warpTotal[kMaxWarps];
+  std::uint32_t lastBlock;
+  std::uint32_t peersMissing;
+};
+
+/// One source's row of the counts table.
+struct CountsRow {
+  CountsHeader* header;
+  std::int32_t* perRank;    ///< [ranks] tokens from this source
+  std::int32_t* perExpert;  ///< [receiver's experts]
+};
+__device__ __forceinline__ CountsRow countsRow(const GroupArgs& g, int owner, unsigned parity,
+                                               int source) {
+  char* at = g.heaps[owner] + g.plan.countsRow(parity, source);
+  auto* counts = reinterpret_cast<std::int32_t*>(at + sizeof(CountsHeader));
+  return {reinterpret_cast<CountsHeader*>(at), counts, counts + g.ranks};
+}
+
+/// Exclusive scan of "token t goes to rank r" over t, a tile of blockSize() tokens at a time.
+__device__ inline void placeTokens(const NotifyArgs& a, NotifyShared& shared, int r) {
+  const int ranks = a.group.ranks, warps = static_cast<int>(blockSize()) / 32;
+  int placed = 0;
+  for (int first = 0; first < a.tokens; first += static_cast<int>(blockSize())) {
+    const int t = first + static_cast<int>(threadIndex());
+    const std::size_t at = static_cast<std::size_t>(t) * ranks + r;
+    const bool goes = t < a.tokens && a.isTokenInRank[at] != 0;
+    const unsigned votes = ballot(goes);
+    if (laneId() == 0) shared.warpTotal[warpId()] = popCount(votes);
+    syncBlock();
+    int before = placed + popCount(votes & ((1u << laneId()) - 1));
+    for (int w = 0; w < warps; ++w) {
+      if (w < static_cast<int>(warpId())) before += shared.warpTotal[w];
+      placed += shared.warpTotal[w];
+    }
+    if (t < a.tokens) a.position[at] = goes ? before : -1;
+    syncBlock();  // warpTotal is rewritten by the next tile
+  }
+  if (threadIndex() == 0) a.sendCount[r] = placed;
+}
+
+__device__ inline void checkExperts(const NotifyArgs& a) {
+  if (a.topkIdx == nullptr) return;
+  const std::size_t n = static_cast<std::size_t>(a.tokens) * a.topk;
+  const std::size_t stride = static_cast<std::size_t>(gridSize()) * blockSize();
+  for (std::size_t i = static_cast<std::size_t>(blockIndex()) * blockSize() + threadIndex(); i < n;
+       i += stride) {
+    const std::int64_t expert = a.topkIdx[i];
+    if (expert != -1 && !isExpert(a.experts, expert)) {
+      reportInvalidExpert(&localWords(a.group).invalidExpert, expert);
+    }
+  }
+}
+
+/// Expert `i` of `rank`, in the numbering of tokensPerExpert.
+__device__ __forceinline__ int expertAt(const ExpertArgs& e, int rank, int i) {
+  return e.listed ? e.listed[e.firstOf[rank] + i] : rank * e.perRank + i;
+}
+__device__ __forceinline__ int expertsOf(const ExpertArgs& e, int rank) {
+  return e.listed ? e.firstOf[rank + 1] - e.firstOf[rank] : e.perRank;
+}
+
+__device__ inline void publishCounts(const NotifyArgs& a, std::uint32_t epoch) {
+  const GroupArgs& g = a.group;
+  const int thread = static_cast<int>(threadIndex()), threads = static_cast<int>(blockSize());
+  for (int r = 0; r < g.ranks; ++r) {
+    const CountsRow row = countsRow(g, r, epoch, g.rank);
+    if (thread == 0) {
+      row.header->signature = a.signature;
+      row.header->invalidExpert = loadLocalAcquire(&localWords(g).invalidExpert);
+      row.header->numTokens = a.tokens;
+    }
+    for (int i = thread; i < g.ranks; i += threads) row.perRank[i] = a.sendCount[i];
+    for (int i = thread; i < expertsOf(a.experts, r); i += threads) {
+      row.perExpert[i] = a.tokensPerExpert[expertAt(a.experts, r, i)];
+    }
+  }
+  syncBlock();
+  for (int r = thread; r < g.ranks; r += threads) {
+    storeRelease(&peerBox(g, r, g.rank).counts.epoch, epoch);
+  }
+}
+
+/// Where my rows start at every rank, and how my own rows are divided among their sources.
+__device__ inline void deriveOffsets(const NotifyArgs& a, std::uint32_t epoch, bool usable) {
+  const GroupArgs& g = a.group;
+  const int thread = static_cast<int>(threadIndex()), threads = static_cast<int>(blockSize());
+  for (int r = thread; r < g.ranks; r += threads) {
+    int start = 0;
+    for (int s = 0; s < g.rank && usable; ++s) {
+      start += countsRow(g, g.rank, epoch, s).perRank[r];
+    }
+    a.sendStart[r] = start;
+  }
+  for (int i = thread; i < a.experts.localExperts; i += threads) {
+    int total = 0;
+    for (int s = 0; s < g.ranks && usable; ++s) {
+      total += countsRow(g, g.rank, epoch, s).perExpert[i];
+    }
+    a.recvPerExpert[i] = total;
+    a.result->perExpert[i] = total;
+  }
+  if (thread == 0) {
+    int row = 0;
+    for (int s = 0; s < g.ranks; ++s) {
+      a.rankOffset[s] = row;
+      if (usable) row += countsRow(g, g.rank, epoch, s).perRank[g.rank];
+    }
+    a.rankOffset[g.ranks] = row;
+    a.result->recvRows = row;
+  }
+}
+
+/// What all ranks must agree on, and what they must know of each other to plan their launches.
+__device__ inline void deriveLimits(const NotifyArgs& a, std::uint32_t epoch, bool usable) {
+  const GroupArgs& g = a.group;
+  NotifyResult& out = *a.result;
+  out.badRank = -1;
+  out.maxTokens = 0;
+  out.maxRecvRows = 0;
+  for (int s = 0; s < g.ranks && usable; ++s) {
+    const CountsHeader& header = *countsRow(g, g.rank, epoch, s).header;
+    if (header.numTokens > out.maxTokens) out.maxTokens = header.numTokens;
+    if (out.badRank >= 0) continue;
+    if (header.signature != a.signature) {
+      out.badRank = s;
+      out.badWhat = static_cast<std::uint32_t>(WaitWhat::shapeMismatch);
+      out.badExpected = a.signature;
+      out.badSeen = header.signature;
+    } else if (header.invalidExpert != 0) {
+      out.badRank = s;
+      out.badWhat = static_cast<std::uint32_t>(WaitWhat::invalidExpert);
+      out.badExpected = static_cast<std::uint64_t>(a.experts.experts);
+      out.badSeen = static_cast<std::uint64_t>(header.invalidExpert);
+    }
+  }
+  for (int r = 0; r < g.ranks && usable; ++r) {
+    int rows = 0;
+    for (int s = 0; s < g.ranks; ++s) rows += countsRow(g, g.rank, epoch, s).perRank[r];
+    if (rows > out.maxRecvRows) out.maxRecvRows = rows;
+  }
+}
+
+__device__ inline void notifyKernel(const NotifyArgs& a) {
+  const GroupArgs& g = a.group;
+  auto& shared = sharedStorage<NotifyShared>();
+  LocalWords& local = localWords(g);
+  for (int r = static_cast<int>(blockIndex()); r < g.ranks; r += static_cast<int>(gridSize())) {
+    placeTokens(a, shared, r);
+  }
+  checkExperts(a);
+  syncBlock();
+  if (threadIndex() == 0) {
+    shared.lastBlock = fetchAddLocalAcqRel(&local.scanned, 1u) == gridSize() - 1 ? 1u : 0u;
+  }
+  syncBlock();
+  if (shared.lastBlock == 0) return;
+  if (threadIndex() == 0) shared.peersMissing = 0;
+
+  const std::uint32_t epoch = currentEpoch(g);
+  publishCounts(a, epoch);
+  for (int s = static_cast<int>(threadIndex()); s < g.ranks; s += static_cast<int>(blockSize())) {
+    if (!waitReached(g.wait, &peerBox(g, g.rank, s).counts.epoch, epoch,
+                     waitPoint(WaitWhat::counts, s))) {
+      fetchAddLocalRelaxed(&shared.peersMissing, 1u);
+    }
+  }
+  syncBlock();
+  const bool usable = shared.peersMissing == 0;
+  deriveOffsets(a, epoch, usable);
+  if (threadIndex() == 0) deriveLimits(a, epoch, usable);
+  syncBlock();
+  if (threadIndex() == 0) {
+    local.scanned = 0;
+    local.invalidExpert = 0;
+    storeLocalRelease(&local.epoch, epoch);
+    storeRelease(&a.result->sequence, a.sequence);
+  }
+}
+
+}  // namespace mscclpp::ep::MSCCLPP_PLATFORM_NS
