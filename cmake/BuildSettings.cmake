@@ -44,6 +44,8 @@ target_compile_options(
     $<$<COMPILE_LANGUAGE:CXX>:-Wshadow>
     $<$<COMPILE_LANGUAGE:CXX>:-Wnon-virtual-dtor>
     $<$<AND:$<COMPILE_LANGUAGE:CXX>,$<BOOL:${MSCCLPP_WERROR}>>:-Werror>
+    # clang complains about what libstdc++ 12's own std::stable_sort() calls.
+    $<$<COMPILE_LANG_AND_ID:CXX,Clang>:-Wno-deprecated-declarations>
     # Kernel sources are also compiled as plain C++: they carry #pragma unroll, and they read bf16
     # buffers as 16-byte vectors.
     $<$<COMPILE_LANGUAGE:CXX>:-Wno-unknown-pragmas>

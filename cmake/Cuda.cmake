@@ -59,7 +59,11 @@ if(NOT MSCCLPP_ASSERTS)
   string(APPEND CMAKE_CUDA_FLAGS_RELEASE " -DNDEBUG")
 endif()
 enable_language(CUDA)
-# After enable_language(): CMake 3.25 does not know the dialect flags before it.
+if(NOT DEFINED CMAKE_CUDA20_STANDARD_COMPILE_OPTION)
+  # CMake 3.25.1 does not know that nvcc has C++20.
+  set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION "-std=c++20")
+  set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION "-std=c++20")
+endif()
 set(CMAKE_CUDA_STANDARD 20)
 set(CMAKE_CUDA_STANDARD_REQUIRED ON)
 set(CMAKE_CUDA_EXTENSIONS OFF)

@@ -15,6 +15,10 @@ set(Boost_USE_STATIC_LIBS ON)
 mscclpp_need(Boost libboost-context-dev 1.74 COMPONENTS context)
 mscclpp_need(fmt libfmt-dev)
 mscclpp_need(spdlog libspdlog-dev)
+# Both as headers only (fmt::fmt-header-only, spdlog::spdlog_header_only): the program and the wheel
+# then run on machines that do not have their shared libraries.
+set_target_properties(
+  spdlog::spdlog_header_only PROPERTIES INTERFACE_LINK_LIBRARIES "Threads::Threads;fmt::fmt-header-only")
 if(MSCCLPP_BUILD_CLI AND MSCCLPP_BUILD_EXT_EP)
   mscclpp_need(CLI11 libcli11-dev)
   mscclpp_need(nlohmann_json nlohmann-json3-dev)

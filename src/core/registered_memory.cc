@@ -31,6 +31,7 @@ RegisteredMemory RegisteredMemory::deserialize(std::shared_ptr<Device> device,
 }
 
 RegisteredMemory RegisteredMemory::import(std::shared_ptr<Device> device, const MemoryHandle& handle) {
+  check(device != nullptr, ErrorCode::invalidArgument, "RegisteredMemory: the device is null");
   RegisteredMemory result;
   result.memory_ = device->importMemory(handle);
   result.device_ = std::move(device);

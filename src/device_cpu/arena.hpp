@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
 #include <type_traits>
 
 #include "device_cpu/sanitizer.hpp"
@@ -13,6 +14,24 @@ namespace mscclpp::device::inline cpu::detail {
 /// Power-of-two sizes, aligned to the size up to a page. Never returns memory to the system.
 void* arenaAllocate(size_t bytes);
 void arenaRelease(void* memory, size_t bytes);
+
+template <class T>
+struct ArenaAllocator {
+  using value_type = T;
+  ArenaAllocator() = default;
+  template <class U>
+  ArenaAllocator(const ArenaAllocator<U>&) {}  // NOLINT: conversion is what allocators do
+  T* allocate(size_t count) { return static_cast<T*>(arenaAllocate(count * sizeof(T))); }
+  void deallocate(T* memory, size_t count) { arenaRelease(memory, count * sizeof(T)); }
+  bool operator==(const ArenaAllocator&) const { return true; }
+};
+using ArenaString = std::basic_string<char, std::char_traits<char>, ArenaAllocator<char>>;
+
+/// Base of what one thread makes and another frees.
+struct ArenaObject {
+  static void* operator new(size_t bytes) { return arenaAllocate(bytes); }
+  static void operator delete(void* memory, size_t bytes) { arenaRelease(memory, bytes); }
+};
 
 /// A growable array of plain values in the arena.
 template <class T>

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
 
 #include "device_cpu/state.hpp"
@@ -24,9 +25,10 @@ struct Runtime {
   int workersStopped = 0;
 
   std::atomic<bool> failing{false};
-  std::string failure;       // the report, while failing
+  ArenaString failure;       // the last report
   unsigned abandoned = 0;    // workers that let go of their blocks
   Signal recovered;
+  RuntimeStats retired;  // of workers that ended
 };
 Runtime& runtime();
 
@@ -92,26 +94,30 @@ std::string waitTable(const Worker* worker);
 std::string failureHeading(const PendingFailure& failure);
 
 // --- failure.cc
-/// Starts to fail everything that runs; the first report wins. The caller then goes back to its scheduler.
+/// Starts to fail everything that runs; the first report wins. The caller then returns to its scheduler.
 void raiseRuntimeFailure(const std::string& report);
 /// The worker lets go of its blocks; the last worker drops the streams' work. Returns when that is done.
 void abandonWork(Worker* worker);
 
 // --- streams.cc
-/// Starts the next operations of a stream, as far as they go.
+/// Appends to the stream. Throws DeviceError when the stream has failed; takes `op` in any case.
+void enqueue(StreamState* stream, std::unique_ptr<StreamOp> op);
+/// Starts the stream's next operations, as far as they go. On the stream's home worker.
 void advanceStream(Worker* worker, StreamState* stream);
-void postAdvance(StreamState* stream);
-void postBlock(Worker* worker, Block* block);
+/// The last block of the grid ended.
 void finishGrid(Grid* grid);
-/// Frees the operations of a stream and completes their events as failed (Runtime::lock held).
-void dropOperations(StreamState* stream, const std::string& why);
-void enqueue(StreamState* stream, StreamOp* op);
-void completeEvent(EventRecord& record, const std::string& failure);
+/// Frees the stream's operations and completes their events as failed. Runtime::lock is held.
+void dropOperations(StreamState* stream, const ArenaString& why);
+void addStream(StreamState* stream);
+void removeStream(StreamState* stream);
 
 // --- workers.cc
+/// Starts the workers of background mode if they do not run. Runtime::lock is held.
 void ensureWorkers();
+/// Ends them; nothing may be enqueued. Runtime::lock is not held.
 void stopWorkers();
 void waitUntilIdle();
+void dropAllBlocks();
 
 // --- watchdog.cc
 /// Makes sure that the watchdog looks at the workers while they run.

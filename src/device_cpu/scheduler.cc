@@ -183,7 +183,7 @@ void nothingButPolling(Worker* worker) {
     return;
   }
   // Somebody outside has to raise a flag: give the processor away, then sleep.
-  worker->polledCount = 0;
+  ++worker->activity;  // a new round
   checkDeadlines(worker);
   if (++worker->idleRounds < kYieldRounds) {
     sched_yield();
@@ -228,6 +228,7 @@ bool stepWorker(Worker* worker) {
     if (worker->queue.empty()) worker->step = std::max(worker->step, worker->copies[0].due);
     runDueCopies(worker);
   }
+  if (worker->suspect != nullptr) checkSuspect(worker);
   if (worker->queue.empty()) return !worker->copies.empty();
   Warp* warp = rt.config.chaos ? chooseAtRandom(worker) : worker->queue.popFront();
   visitWarp(worker, warp);
@@ -315,8 +316,10 @@ void pollAgain(Worker* worker, Fiber* fiber) {
     worker->polledStamp = worker->activity;
     worker->polledCount = 0;
   }
-  ++worker->polledCount;
-  fiber->polledAt = worker->activity;
+  if (fiber->polledAt != worker->activity) {
+    fiber->polledAt = worker->activity;
+    ++worker->polledCount;
+  }
   fiber->state = ThreadState::Polling;
   ++worker->pollingCount;
   fiber->warp->polling |= 1u << fiber->lane;
@@ -325,18 +328,29 @@ void pollAgain(Worker* worker, Fiber* fiber) {
 
 void leaveFinished(Worker* worker, Fiber* fiber) { leave(worker, fiber); }
 
+namespace {
+
+void mayYield(Worker* worker, Fiber* fiber) {
+  const int percent = runtime().config.preemptPercent;
+  if ((percent != 0 && static_cast<int>(randomNumber(worker) % 100) < percent) ||
+      ++fiber->sinceYield > kCallsPerTurn) {
+    giveWay(worker, fiber);
+  }
+}
+
+}  // namespace
+
 void beforeAtomicUpdate() {
   Worker* worker = currentWorker();
   if (worker == nullptr) return;  // a host thread
   Fiber* fiber = worker->current;
   if (fiber == nullptr || fiber->polling != nullptr) return;
   fiber->lastLoad = nullptr;
-  const int percent = runtime().config.preemptPercent;
-  if (percent != 0 && static_cast<int>(randomNumber(worker) % 100) < percent) {
-    giveWay(worker, fiber);
-  } else if (++fiber->sinceYield > kCallsPerTurn) {
-    giveWay(worker, fiber);
+  if (fiber->handPolled) {
+    fiber->handPolled = false;
+    ++worker->activity;
   }
+  mayYield(worker, fiber);
 }
 
 void beforeAtomicLoad(const void* address) {
@@ -344,19 +358,20 @@ void beforeAtomicLoad(const void* address) {
   if (worker == nullptr) return;
   Fiber* fiber = worker->current;
   if (fiber == nullptr || fiber->polling != nullptr) return;
-  const uint16_t same = fiber->lastLoad == address ? fiber->sameLoads : uint16_t{0};
-  beforeAtomicUpdate();
+  mayYield(worker, fiber);
+  fiber->sameLoads = fiber->lastLoad == address ? static_cast<uint16_t>(fiber->sameLoads + 1)
+                                                : uint16_t{0};
   fiber->lastLoad = address;
-  fiber->sameLoads = static_cast<uint16_t>(same + 1);
-  if (same < kCallsPerTurn) return;
+  if (fiber->sameLoads < kCallsPerTurn) return;
   // A hand-written loop on one address: let the others run as a wait primitive would.
+  fiber->sameLoads = 0;
+  fiber->handPolled = true;
   fiber->handPolling = Polling{};
   fiber->handPolling.address = address;
   fiber->polling = &fiber->handPolling;
   pollAgain(worker, fiber);
   fiber->polling = nullptr;
 }
-
 bool runManually(Worker* worker) {
   Runtime& rt = runtime();
   adoptThread(worker->main);

@@ -44,9 +44,10 @@ struct Fiber : Context {
   uint8_t lane = 0;
   ThreadState state = ThreadState::Idle;
   WaitKind wait = WaitKind::None;  // while Blocked
-  bool started = false;
+  bool started = false;        // in this launch
   bool timedOut = false;
   bool bulkReadOnly = false;   // BulkGroup: only the reads matter
+  bool handPolled = false;     // came out of handPolling, nothing changed by it since
   uint16_t sinceYield = 0;     // primitives called without giving way
   uint16_t sameLoads = 0;      // consecutive atomic loads of lastLoad
   const void* lastLoad = nullptr;
@@ -87,6 +88,7 @@ struct Warp {
   uint32_t polling = 0;
   uint32_t pollRound = 0;  // of `polling`: still to be polled in this visit
   uint32_t exited = 0;
+  unsigned liveCollectives = 0;
   bool queued = false;
   uint64_t frozenUntil = 0;
 };
@@ -137,7 +139,7 @@ struct Block {
 };
 
 /// One launch.
-struct Grid {
+struct Grid : ArenaObject {
   StreamState* stream = nullptr;
   GridRequest request{};
   void* args = nullptr;  // in the arena
@@ -177,7 +179,7 @@ struct PendingFailure {
   Fiber* fiber = nullptr;
 };
 
-struct Worker {
+struct Worker : ArenaObject {
   explicit Worker(int number) : id(number) {}
   int id;
   Context main;
@@ -217,13 +219,13 @@ class EventRecord {
  public:
   std::atomic<bool> done{false};
   uint64_t timestampNs = 0;
-  std::string failure;  // valid when done
+  ArenaString failure;  // valid when done
   Signal signal;
   StreamState* firstWaiting = nullptr;  // streams parked on it (Runtime::lock)
   char sync[8] = {};
 };
 
-struct StreamOp {
+struct StreamOp : ArenaObject {
   enum class Kind : uint8_t { Kernel, Host, Record, Wait };
   Kind kind;
   StreamOp* next = nullptr;
@@ -232,7 +234,7 @@ struct StreamOp {
   std::shared_ptr<EventRecord> event;
 };
 
-struct StreamState {
+struct StreamState : ArenaObject {
   int rank = 0;
   int home = 0;  // the worker that moves the stream on
   // Runtime::lock guards these.
@@ -240,7 +242,7 @@ struct StreamState {
   StreamOp* last = nullptr;
   bool busy = false;    // the first operation is under way, or the stream is in an inbox
   bool parked = false;  // the first operation waits for an event
-  std::string failure;
+  ArenaString failure;
   StreamState* nextWaiting = nullptr;  // on an event
   StreamState* nextAdvance = nullptr;  // in a worker's inbox
   StreamState* nextStream = nullptr;   // of all streams

@@ -61,8 +61,7 @@ void launchLayout(const LayoutArgs& args, void* stream) {
 }
 
 void launchNotify(const NotifyArgs& args, int blocks, void* stream) {
-  const int most = blocks < args.group.ranks ? blocks : args.group.ranks;
-  launch<notifyKernel, kNotifyThreads>({asBlocks(most), kNotifyThreads, sizeof(NotifyShared)},
+  launch<notifyKernel, kNotifyThreads>({asBlocks(blocks), kNotifyThreads, sizeof(NotifyShared)},
                                        static_cast<NativeStream>(stream), args);
 }
 

@@ -143,8 +143,10 @@ __device__ inline void sumWeights(const CombineArgs& a, const RowSource* sources
     const int token = static_cast<int>(i / a.topk), k = static_cast<int>(i % a.topk);
     float sum = 0.0f;
     for (int r = 0; r < a.group.ranks; ++r) {
-      const std::int64_t row = rowAt(a, sources, token, r);
-      if (row >= 0) sum += sources[r].weights[(row - sources[r].weightsBegin) * a.topk + k];
+      const std::int32_t position = a.position[static_cast<std::size_t>(token) * a.group.ranks + r];
+      const RowSource& source = sources[r];
+      if (position < 0 || source.rows == nullptr) continue;
+      sum += source.weights[(source.start + position - source.weightsBegin) * a.topk + k];
     }
     a.outWeights[i] = sum;
   }
@@ -177,7 +179,7 @@ __device__ void moveRows(const CombineArgs& a, const CombineView<Shape>& v, int 
     planMoves(a, head.move, v.ranges());
   } else if (role == 1) {
     char* ring = sharedBytes(v.moveAt(), Shape::kMoveStages * std::size_t{v.partBytes});
-    Mover<Shape>{a, head.move, head.moveFull, ring}.run();
+    moveChunks<Shape>(a, head.move, head.moveFull, ring);
   } else {
     releaseChunks(a, head.move, epoch);
   }

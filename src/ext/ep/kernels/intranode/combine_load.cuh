@@ -9,6 +9,7 @@ namespace mscclpp::ep::MSCCLPP_PLATFORM_NS {
 struct RowSource {
   const char* rows;       ///< of row `rowBegin`; null = that rank is missing
   const float* weights;   ///< of row `weightsBegin`
+  std::int64_t start;     ///< row of this rank's first token there
   std::int64_t rowBegin;
   std::int64_t weightsBegin;
   const std::uint32_t* chunks;  ///< staged: this rank's flags, one per kChunkRows rows; else null
@@ -35,19 +36,16 @@ __device__ inline void publishRows(const CombineArgs& a, int peer, const RowRang
 
 __device__ inline RowSource awaitRows(const CombineArgs& a, int peer, std::uint32_t epoch) {
   const GroupArgs& g = a.group;
-  if (peer == g.rank) return {a.y, a.weights, 0, 0, nullptr};
+  const std::int64_t start = a.sendStart[peer];
+  if (peer == g.rank) return {a.y, a.weights, start, 0, 0, nullptr};
   EntryPacket packet{};
   if (!awaitEntry(g, peer, epoch, WaitWhat::combineEntry, a.signature, packet)) return {};
   return {g.heaps[peer] + packet.base,
-          reinterpret_cast<const float*>(g.heaps[peer] + packet.weights), packet.rowBegin,
-          packet.weightsBegin, packet.staged ? chunkFlags(g, g.rank, peer) : nullptr};
-}
-
-/// This rank's row for `token` at rank `r`, or -1.
-__device__ __forceinline__ std::int64_t rowAt(const CombineArgs& a, const RowSource* sources,
-                                              int token, int r) {
-  const std::int32_t position = a.position[static_cast<std::size_t>(token) * a.group.ranks + r];
-  return position >= 0 && sources[r].rows ? a.sendStart[r] + static_cast<std::int64_t>(position) : -1;
+          reinterpret_cast<const float*>(g.heaps[peer] + packet.weights),
+          start,
+          packet.rowBegin,
+          packet.weightsBegin,
+          packet.staged ? chunkFlags(g, g.rank, peer) : nullptr};
 }
 
 /// What the loader tells the consumers about the row in a stage; read at the first row of a unit (a
@@ -75,26 +73,33 @@ struct RowLoader {
   const RowSource* sources;  ///< [ranks], shared memory
   RowRing ring;
   std::uint32_t epoch;
+  RowSource own{};  ///< of rank laneId(), in registers
   int stage = 0;
   unsigned phase = 1;
   std::int64_t delivered = -1;  ///< last chunk of rank laneId() that was seen complete
+  bool waited = false;
 
-  __device__ void awaitChunk(int r, std::int64_t row) {
-    const RowSource& source = sources[r];
-    if (row < 0 || source.chunks == nullptr) return;
+  __device__ void awaitChunk(const RowSource& source, int r, std::int64_t row) {
     const std::int64_t chunk = (row - source.rowBegin) / kChunkRows;
     if (r < 32 && chunk <= delivered) return;
     waitReached(a.group.wait, source.chunks + chunk, epoch,
                 waitPoint(WaitWhat::combineChunk, r));
+    waited = true;
     if (r < 32) delivered = chunk;
   }
-  /// Rows of ranks base .. base + 31, one per lane.
-  __device__ std::int64_t lookUp(int token, int base) {
+  __device__ std::int32_t positionAt(std::int64_t token, int base) const {
     const int r = base + static_cast<int>(laneId());
-    if (r >= a.group.ranks) return -1;
-    const std::int64_t row = rowAt(a, sources, token, r);
-    awaitChunk(r, row);
-    return row;
+    return r < a.group.ranks ? a.position[static_cast<std::size_t>(token) * a.group.ranks + r] : -1;
+  }
+  /// Address of the row at rank base + laneId(), or null.
+  __device__ const char* lookUp(int base, std::int32_t position) {
+    const int r = base + static_cast<int>(laneId());
+    if (position < 0) return nullptr;
+    const RowSource source = base == 0 ? own : sources[r];
+    if (source.rows == nullptr) return nullptr;
+    const std::int64_t row = source.start + position;
+    if (source.chunks) awaitChunk(source, r, row);
+    return source.rows + static_cast<std::size_t>(row - source.rowBegin) * a.rowBytes;
   }
   /// Lane 0 takes the next stage, describes it, and fills it from `from` (null: no data).
   __device__ void fill(const StageInfo& info, const char* from) {
@@ -102,9 +107,8 @@ struct RowLoader {
       waitParity(a.group.wait, &ring.empty[stage], phase, pipelineWait(a.group));
       ring.info[stage] = info;
       if (from) {
-        fenceProxyAsyncGlobal();  // flags were read by the generic proxy, rows by the async one
         arriveExpectBytes(&ring.full[stage], info.bytes);
-        bulkLoad(ring.stages + static_cast<std::size_t>(stage) * a.partBytes, from, info.bytes,
+        bulkLoad(ring.stages + static_cast<std::uint32_t>(stage) * a.partBytes, from, info.bytes,
                  &ring.full[stage]);
       } else {
         arrive(&ring.full[stage]);
@@ -115,38 +119,50 @@ struct RowLoader {
       phase ^= 1u;
     }
   }
-  __device__ void loadToken(int token) {
+  /// `position`: of the token at rank laneId().
+  __device__ void loadToken(int token, std::int32_t position) {
     const int ranks = a.group.ranks;
-    std::int64_t row = lookUp(token, 0);
-    int rows = popCount(ballot(row >= 0));
-    for (int base = 32; base < ranks; base += 32) rows += popCount(ballot(lookUp(token, base) >= 0));
-    syncWarp();  // lane 0 loads what other lanes have waited for
+    const char* from = lookUp(0, position);
+    int rows = popCount(ballot(from != nullptr));
+    for (int base = 32; base < ranks; base += 32) {
+      rows += popCount(ballot(lookUp(base, positionAt(token, base)) != nullptr));
+    }
+    if (any(waited)) {
+      syncWarp();  // lane 0 loads what other lanes have waited for
+      fenceProxyAsyncGlobal();  // flags were read by the generic proxy, rows by the async one
+      waited = false;
+    }
     for (std::uint32_t offset = 0; offset < a.rowBytes; offset += a.partBytes) {
       const std::uint32_t left = a.rowBytes - offset;
-      StageInfo info{token, offset, left < a.partBytes ? left : a.partBytes, rows};
+      const StageInfo info{token, offset, left < a.partBytes ? left : a.partBytes, rows};
       if (rows == 0) fill(info, nullptr);
       for (int base = 0; base < ranks; base += 32) {
-        if (ranks > 32) row = lookUp(token, base);
-        for (unsigned left32 = ballot(row >= 0); left32 != 0; left32 &= left32 - 1) {
-          const int lane = findFirstSet(left32) - 1;
-          const RowSource& source = sources[base + lane];
-          const std::int64_t from = shuffle(row, lane) - source.rowBegin;
-          fill(info, source.rows + static_cast<std::size_t>(from) * a.rowBytes + offset);
+        if (ranks > 32) from = lookUp(base, positionAt(token, base));
+        for (unsigned lanes = ballot(from != nullptr); lanes != 0; lanes &= lanes - 1) {
+          fill(info, shuffle(from, findFirstSet(lanes) - 1) + offset);
         }
       }
     }
   }
   /// Tokens are dealt to the grid's pipes in groups: reading is fair between SMs, so that fixed shares
-  /// finish together (docs/kernels.md).
+  /// finish together (docs/kernels.md). Positions are loaded one token ahead.
   __device__ void run(int pipe) {
-    const std::int64_t pipes = static_cast<std::int64_t>(gridSize()) * Shape::kPipes;
+    const std::int64_t stride =
+        static_cast<std::int64_t>(gridSize()) * Shape::kPipes * Shape::kGroupTokens;
     const std::int64_t end = a.tokens < a.tokenEnd ? a.tokens : a.tokenEnd;
-    std::int64_t first = a.tokenBegin + (static_cast<std::int64_t>(blockIndex()) * Shape::kPipes + pipe) *
+    std::int64_t group = a.tokenBegin + (static_cast<std::int64_t>(blockIndex()) * Shape::kPipes + pipe) *
                                             Shape::kGroupTokens;
-    for (; first < end; first += pipes * Shape::kGroupTokens) {
-      for (std::int64_t t = first; t < first + Shape::kGroupTokens && t < end; ++t) {
-        loadToken(static_cast<int>(t));
-      }
+    std::int64_t token = group;
+    if (static_cast<int>(laneId()) < a.group.ranks) own = sources[laneId()];
+    fenceProxyAsyncGlobal();  // rows in place: their owners' entry flags were read by this block
+    std::int32_t position = token < end ? positionAt(token, 0) : -1;
+    while (token < end) {
+      std::int64_t next = token + 1;
+      if (next == group + Shape::kGroupTokens) next = group += stride;
+      const std::int32_t nextPosition = next < end ? positionAt(next, 0) : -1;
+      loadToken(static_cast<int>(token), position);
+      token = next;
+      position = nextPosition;
     }
     fill({-1, 0, 0, 0}, nullptr);
   }

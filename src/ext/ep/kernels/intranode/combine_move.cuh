@@ -10,10 +10,10 @@ namespace mscclpp::ep::MSCCLPP_PLATFORM_NS {
 
 /// Chunks a planner may be ahead of the releaser.
 inline constexpr int kMoveQueue = 4;
-/// Rows by which the mover reports a chunk late, so that waiting for its writes does not empty the
+/// Units by which the mover reports a chunk late, so that waiting for its writes does not empty the
 /// ring.
 inline constexpr int kReportLag = 4;
-/// Staged rows being loaded ahead of the one being stored.
+/// Units being loaded ahead of the one being stored.
 inline constexpr int kMoveAhead = 3;
 
 struct MoveQueue {
@@ -109,101 +109,86 @@ __device__ inline void planMoves(const CombineArgs& a, MoveQueue& queue, const R
   }
 }
 
-/// The mover: one thread with a ring of rows, as in dispatch; rows may move in parts.
+/// The mover: one thread with a ring, as in dispatch. A chunk's rows are contiguous on both sides, so it
+/// moves in units of partBytes, whatever the rows' size.
 template <class Shape>
-struct Mover {
-  const CombineArgs& a;
-  MoveQueue& queue;
-  Mbarrier* full;  ///< [Shape::kMoveStages]
-  char* ring;
-  int loadChunk = 0, storeChunk = 0;  ///< chunks opened / stored
-  std::size_t loadAt = 0, loadEnd = 0, storeAt = 0;  ///< bytes within the chunk
-  int loadStage = 0, storeStage = 0, ahead = 0;
-  unsigned phase = 0;
+__device__ void moveChunks(const CombineArgs& a, MoveQueue& queue, Mbarrier* full, char* ring) {
+  unsigned loadChunk = 0, storeChunk = 0;  // chunks opened, chunks stored
+  std::uint32_t loadLeft = 0, storeLeft = 0;
+  const char* from = nullptr;
+  char* to = nullptr;
+  int loadStage = 0, storeStage = 0, ahead = 0, stores = 0, pendingSince = 0;
+  unsigned phase = 0, pending = kMoveQueue;  // slot of the chunk to report; kMoveQueue = none
   bool ended = false;
-  int pending = -1, stores = 0, pendingSince = 0;
-
-  __device__ std::uint32_t partAt(std::size_t at) const {
-    const auto inRow = static_cast<std::uint32_t>(at % a.rowBytes);
-    const std::uint32_t left = a.rowBytes - inRow;
-    return left < a.partBytes ? left : a.partBytes;
-  }
-  __device__ std::size_t bytesOf(int chunk) const {
-    return static_cast<std::size_t>(queue.count[chunk % kMoveQueue]) * a.rowBytes;
-  }
-  __device__ bool openChunk() {
-    if (loadChunk - storeChunk == kMoveQueue) return false;
-    const int slot = loadChunk % kMoveQueue;
-    const unsigned parity = static_cast<unsigned>(loadChunk / kMoveQueue) & 1u;
-    if ((ahead > 0 || pending >= 0) && !testParity(&queue.ready[slot], parity)) return false;
-    waitParity(a.group.wait, &queue.ready[slot], parity, pipelineWait(a.group));
-    ended = queue.count[slot] < 0;
-    if (ended) return false;
-    loadAt = 0;
-    loadEnd = bytesOf(loadChunk++);
-    return true;
-  }
-  __device__ void load() {
-    bulkWaitRead<Shape::kMoveStages - kMoveAhead>();
-    const std::uint32_t bytes = partAt(loadAt);
-    arriveExpectBytes(&full[loadStage], bytes);
-    bulkLoad(ring + static_cast<std::size_t>(loadStage) * a.partBytes,
-             queue.source[(loadChunk - 1) % kMoveQueue] + loadAt, bytes, &full[loadStage]);
-    loadAt += bytes;
-    if (++loadStage == Shape::kMoveStages) loadStage = 0;
-    ++ahead;
-  }
-  __device__ void store() {
-    const std::uint32_t bytes = partAt(storeAt);
+  const auto bytesOf = [&](unsigned chunk) {
+    return static_cast<std::uint32_t>(queue.count[chunk % kMoveQueue]) * a.rowBytes;
+  };
+  const auto unit = [&](std::uint32_t left) { return left < a.partBytes ? left : a.partBytes; };
+  const auto report = [&] {  // hands a chunk whose writes are complete to the releaser
+    arrive(&queue.moved[pending]);
+    pending = kMoveQueue;
+  };
+  while (true) {
+    while (!ended && ahead < kMoveAhead) {
+      if (loadLeft == 0) {
+        const unsigned slot = loadChunk % kMoveQueue, parity = loadChunk / kMoveQueue & 1u;
+        if (loadChunk - storeChunk == kMoveQueue) break;
+        const bool busy = ahead > 0 || pending != kMoveQueue;
+        if (busy && !testParity(&queue.ready[slot], parity)) break;
+        waitParity(a.group.wait, &queue.ready[slot], parity, pipelineWait(a.group));
+        ended = queue.count[slot] < 0;
+        if (ended) break;
+        loadLeft = bytesOf(loadChunk++);
+        from = queue.source[slot];
+      }
+      const std::uint32_t bytes = unit(loadLeft);
+      bulkWaitRead<Shape::kMoveStages - kMoveAhead>();
+      arriveExpectBytes(&full[loadStage], bytes);
+      bulkLoad(ring + static_cast<std::uint32_t>(loadStage) * a.partBytes, from, bytes,
+               &full[loadStage]);
+      from += bytes;
+      loadLeft -= bytes;
+      if (++loadStage == Shape::kMoveStages) loadStage = 0;
+      ++ahead;
+    }
+    if (ahead == 0) {
+      if (pending != kMoveQueue) {
+        bulkWait<0>();
+        report();
+      }
+      if (ended) break;
+      continue;
+    }
+    if (storeLeft == 0) {
+      storeLeft = bytesOf(storeChunk);
+      to = queue.destination[storeChunk % kMoveQueue];
+    }
+    const std::uint32_t bytes = unit(storeLeft);
     waitParity(a.group.wait, &full[storeStage], phase, pipelineWait(a.group));
-    bulkStore(queue.destination[storeChunk % kMoveQueue] + storeAt,
-              ring + static_cast<std::size_t>(storeStage) * a.partBytes, bytes);
+    bulkStore(to, ring + static_cast<std::uint32_t>(storeStage) * a.partBytes, bytes);
     bulkCommit();
-    storeAt += bytes;
+    to += bytes;
+    storeLeft -= bytes;
     if (++storeStage == Shape::kMoveStages) {
       storeStage = 0;
       phase ^= 1u;
     }
     --ahead;
     ++stores;
-  }
-  /// Hands a chunk whose writes are complete to the releaser.
-  __device__ void report() {
-    arrive(&queue.moved[pending]);
-    pending = -1;
-  }
-  __device__ void run() {
-    while (true) {
-      while (!ended && ahead < kMoveAhead) {
-        if (loadAt == loadEnd && !openChunk()) break;
-        load();
-      }
-      if (ahead > 0) {
-        store();
-        if (pending >= 0 && stores - pendingSince >= kReportLag) {
-          bulkWait<kReportLag>();
-          report();
-        }
-        if (storeAt < bytesOf(storeChunk)) continue;
-        if (pending >= 0) {
-          bulkWait<0>();
-          report();
-        }
-        pending = storeChunk % kMoveQueue;
-        pendingSince = stores;
-        storeAt = 0;
-        ++storeChunk;
-        continue;
-      }
-      if (pending >= 0) {
-        bulkWait<0>();
-        report();
-      }
-      if (ended) break;
+    if (pending != kMoveQueue && stores - pendingSince >= kReportLag) {
+      bulkWait<kReportLag>();
+      report();
     }
-    arrive(&queue.moved[loadChunk % kMoveQueue]);  // the end mark
+    if (storeLeft > 0) continue;
+    if (pending != kMoveQueue) {
+      bulkWait<0>();
+      report();
+    }
+    pending = storeChunk++ % kMoveQueue;
+    pendingSince = stores;
   }
-};
+  arrive(&queue.moved[loadChunk % kMoveQueue]);  // the end mark
+}
 
 /// A release at system scope takes a microsecond or more, which the mover must not lose. The mbarrier
 /// hands the mover's completed writes over, the release passes them on.

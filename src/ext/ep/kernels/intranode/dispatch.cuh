@@ -7,105 +7,84 @@
 /// hosts one of its experts. Per pipe one planner warp (dispatch_plan.cuh) and one issuing warp.
 namespace mscclpp::ep::MSCCLPP_PLATFORM_NS {
 
-/// The issuing thread's place in the planner's chunks: rows being loaded, and rows being stored.
-struct IssueCursor {
-  int chunk = 0;   ///< chunks opened (loads) or retired (stores)
-  int token = 0;   ///< within the chunk
-  int count = 0;   ///< tokens of the chunk
-  std::uint32_t offset = 0;  ///< within the row: rows may move in parts
-  int stage = 0;
-};
-
-/// One thread drives the copy engine: loads each row once into the ring, Ahead rows early, and
-/// stores it from the same stage to every destination. Its instruction latency per row is the first
-/// limit of a block, so it does no address arithmetic beyond adding offsets.
-template <class Shape>
-struct DispatchIssuer {
-  const DispatchArgs& a;
-  const DispatchView<Shape>& v;
-  PlanQueue& plan;
-  int pipe;
-  IssueCursor load{}, store{};
-  int ahead = 0;
+/// One thread drives the copy engine: loads each row once into the ring, kAhead units early, and stores
+/// it from the same stage to every destination. A unit is a row, or a part of one (WholeRows = false).
+/// The thread's instruction latency per unit is the first limit of a block: no address arithmetic beyond
+/// additions, everything it needs from the planner is one shared-memory load away.
+template <class Shape, bool WholeRows>
+__device__ void issueRows(const DispatchArgs& a, const DispatchView<Shape>& v, int pipe) {
+  PlanQueue& plan = v.head().plan[pipe];
+  Mbarrier* const full = v.head().full[pipe];
+  char* const ring = v.stage(pipe, 0);
+  const std::uint32_t stageBytes = a.partBytes;
+  unsigned loadChunk = 0, storeChunk = 0;  // chunks opened, chunks retired
+  int loadLeft = 0, storeLeft = 0;         // tokens of them still to load, to store
+  unsigned loadAt = 0, storeAt = 0;        // their place in the queue of tokens
+  std::uint32_t loadOffset = 0, storeOffset = 0;
+  int loadStage = 0, storeStage = 0, ahead = 0;
   unsigned phase = 0;
   bool ended = false;
-
-  __device__ DispatchIssuer(const DispatchArgs& args, const DispatchView<Shape>& view, int pipe_)
-      : a(args), v(view), plan(view.head().plan[pipe_]), pipe(pipe_) {}
-
-  __device__ std::uint32_t partAt(std::uint32_t offset) const {
+  const auto bytesAt = [&](std::uint32_t offset) {
+    if constexpr (WholeRows) return a.rowBytes;
     const std::uint32_t left = a.rowBytes - offset;
-    return left < a.partBytes ? left : a.partBytes;
-  }
-  __device__ void advance(IssueCursor& c, std::uint32_t bytes) const {
-    if (++c.stage == Shape::kStages) c.stage = 0;
-    c.offset += bytes;
-    if (c.offset == a.rowBytes) {
-      c.offset = 0;
-      ++c.token;
+    return left < stageBytes ? left : stageBytes;
+  };
+  while (true) {
+    while (!ended && ahead < Shape::kAhead) {
+      if (loadLeft == 0) {  // open the next chunk
+        const unsigned slot = loadChunk % kQueueChunks, parity = loadChunk / kQueueChunks & 1u;
+        if (loadChunk - storeChunk == kQueueChunks) break;
+        if (ahead > 0 && !testParity(&plan.ready[slot], parity)) break;  // rows wait to leave
+        waitParity(a.group.wait, &plan.ready[slot], parity, pipelineWait(a.group));
+        loadLeft = plan.count[slot];
+        loadAt = slot * kChunkTokens;
+        ended = loadLeft < 0;
+        if (ended) break;
+        ++loadChunk;
+      }
+      bulkWaitRead<Shape::kStages - Shape::kAhead>();  // the stage's last stores have left it
+      const std::uint32_t bytes = bytesAt(loadOffset);
+      arriveExpectBytes(&full[loadStage], bytes);
+      bulkLoad(ring + static_cast<std::uint32_t>(loadStage) * stageBytes,
+               plan.source[loadAt] + loadOffset, bytes, &full[loadStage]);
+      if (++loadStage == Shape::kStages) loadStage = 0;
+      ++ahead;
+      if constexpr (!WholeRows) {
+        loadOffset += bytes;
+        if (loadOffset < a.rowBytes) continue;
+        loadOffset = 0;
+      }
+      ++loadAt;
+      --loadLeft;
     }
-  }
-  /// Makes the next chunk current for loads. False: there is none now.
-  __device__ bool openChunk() {
-    if (load.chunk - store.chunk == kQueueChunks) return false;
-    const int slot = load.chunk % kQueueChunks;
-    const unsigned parity = static_cast<unsigned>(load.chunk / kQueueChunks) & 1u;
-    if (ahead > 0 && !testParity(&plan.ready[slot], parity)) return false;  // rows wait to leave
-    waitParity(a.group.wait, &plan.ready[slot], parity, pipelineWait(a.group));
-    load.count = plan.count[slot];
-    load.token = 0;
-    ended = load.count < 0;
-    if (!ended) ++load.chunk;
-    return !ended;
-  }
-  __device__ void loadRow() {
-    bulkWaitRead<Shape::kStages - Shape::kAhead>();  // the stage's last stores have left it
-    const std::uint32_t bytes = partAt(load.offset);
-    Mbarrier* full = &v.head().full[pipe][load.stage];
-    const char* source = plan.source[(load.chunk - 1) % kQueueChunks][load.token] + load.offset;
-    arriveExpectBytes(full, bytes);
-    bulkLoad(v.stage(pipe, load.stage), source, bytes, full);
-    advance(load, bytes);
-    ++ahead;
-  }
-  __device__ void retireChunks() {
-    while (store.chunk < load.chunk &&
-           store.token == plan.count[store.chunk % kQueueChunks]) {
-      arrive(&plan.freed[store.chunk % kQueueChunks]);
-      ++store.chunk;
-      store.token = 0;
+    if (ahead == 0) break;  // only at the end: an open queue always gives a row to load
+    if (storeLeft == 0) {
+      const unsigned slot = storeChunk % kQueueChunks;
+      storeLeft = plan.count[slot];
+      storeAt = slot * kChunkTokens;
     }
-  }
-  __device__ void storeRow() {
-    const int slot = store.chunk % kQueueChunks;
-    waitParity(a.group.wait, &v.head().full[pipe][store.stage], phase, pipelineWait(a.group));
-    const std::uint32_t bytes = partAt(store.offset);
-    char* const* to = v.destinations(pipe, slot, store.token);
-    const int count = plan.destinations[slot][store.token];
-    for (int d = 0; d < count; ++d) {
-      bulkStore(to[d] + store.offset, v.stage(pipe, store.stage), bytes);
-    }
+    char* const* const to = v.destinations(pipe, storeAt);
+    const int destinations = plan.destinations[storeAt];
+    const std::uint32_t bytes = bytesAt(storeOffset);
+    const char* const row = ring + static_cast<std::uint32_t>(storeStage) * stageBytes;
+    waitParity(a.group.wait, &full[storeStage], phase, pipelineWait(a.group));
+    for (int d = 0; d < destinations; ++d) bulkStore(to[d] + storeOffset, row, bytes);
     bulkCommit();
-    if (store.stage == Shape::kStages - 1) phase ^= 1u;
-    advance(store, bytes);
-    --ahead;
-  }
-  __device__ void run() {
-    while (true) {
-      while (!ended && ahead < Shape::kAhead) {
-        if (load.token == load.count && !openChunk()) break;
-        if (load.token < load.count) loadRow();
-      }
-      retireChunks();
-      if (ahead > 0) {
-        storeRow();
-      } else if (ended) {
-        break;
-      }
+    if (++storeStage == Shape::kStages) {
+      storeStage = 0;
+      phase ^= 1u;
     }
-    bulkWait<0>();
+    --ahead;
+    if constexpr (!WholeRows) {
+      storeOffset += bytes;
+      if (storeOffset < a.rowBytes) continue;
+      storeOffset = 0;
+    }
+    ++storeAt;
+    if (--storeLeft == 0) arrive(&plan.freed[storeChunk++ % kQueueChunks]);
   }
-};
+  bulkWait<0>();
+}
 
 /// Rows that the copy engine cannot take (sizes or addresses off 16 bytes): 8 bytes per lane.
 template <class Shape>
@@ -118,12 +97,12 @@ __device__ void copyRowsByLanes(const DispatchArgs& a, const DispatchView<Shape>
                pipelineWait(a.group));
     const int count = plan.count[slot];
     if (count < 0) return;
-    for (int t = 0; t < count; ++t) {
-      const auto* from = reinterpret_cast<const std::uint64_t*>(plan.source[slot][t]);
-      char* const* to = v.destinations(pipe, slot, t);
+    for (int t = slot * kChunkTokens; t < slot * kChunkTokens + count; ++t) {
+      const auto* from = reinterpret_cast<const std::uint64_t*>(plan.source[t]);
+      char* const* to = v.destinations(pipe, static_cast<unsigned>(t));
       for (std::uint32_t i = laneId(); i < words; i += 32) {
         const std::uint64_t word = from[i];
-        for (int d = 0; d < plan.destinations[slot][t]; ++d) {
+        for (int d = 0; d < plan.destinations[t]; ++d) {
           reinterpret_cast<std::uint64_t*>(to[d])[i] = word;
         }
       }
@@ -180,7 +159,11 @@ __device__ void dispatchKernel(const DispatchArgs& a) {
   } else if (!a.bulk) {
     copyRowsByLanes(a, v, warp);
   } else if (laneId() == 0) {
-    DispatchIssuer<Shape>(a, v, warp).run();
+    if (a.rowBytes <= a.partBytes) {
+      issueRows<Shape, true>(a, v, warp);
+    } else {
+      issueRows<Shape, false>(a, v, warp);
+    }
   }
   if (a.rowLimit > 0) fillTail(a);
   leaveGroup(a.group, epoch, WaitWhat::dispatchDone, v.head().lastBlock);

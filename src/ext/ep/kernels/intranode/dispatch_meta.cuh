@@ -17,6 +17,7 @@ struct RecvTarget {
   std::int64_t* topkIdx;
   float* topkWeights;
   std::int32_t* sourceTokens;
+  std::int64_t start;  ///< row of this rank's first token there
   std::int64_t rowBegin;
   std::int64_t rows;  ///< 0 = send nothing there
 };
@@ -50,81 +51,157 @@ __device__ inline RecvTarget awaitTarget(const DispatchArgs& a, int peer, std::u
           reinterpret_cast<std::int64_t*>(base + layout.topkIdx()),
           reinterpret_cast<float*>(base + layout.topkWeights()),
           reinterpret_cast<std::int32_t*>(base + layout.sourceTokens()),
+          a.sendStart[peer],
           packet.rowBegin,
           packet.rows};
 }
 
-/// Indices become the receiver's own numbering; choices of other ranks' experts become -1 and 0.
-__device__ inline void copyTopk(const DispatchArgs& a, const RecvTarget* targets,
-                                const std::int32_t* rows, int first, int count) {
-  const int ranks = a.group.ranks;
-  for (int i = static_cast<int>(laneId()); i < count * a.topk; i += 32) {
-    const int t = i / a.topk, k = i - t * a.topk;
-    const std::size_t from = static_cast<std::size_t>(first) * a.topk + i;
-    const std::int64_t expert = a.topkIdx[from];
-    const float weight = a.topkWeights[from];
-    const bool valid = isExpert(a.experts, expert);
-    const int host = valid ? rankOfExpert(a.experts, expert) : -1;
-    const int index = valid ? indexOfExpert(a.experts, expert) : -1;
-    for (int r = 0; r < ranks; ++r) {
-      const std::int32_t row = rows[t * ranks + r];
-      if (row < 0) continue;
-      const std::size_t to = static_cast<std::size_t>(row) * a.topk + k;
-      targets[r].topkIdx[to] = r == host ? index : -1;
-      targets[r].topkWeights[to] = r == host ? weight : 0.0f;
+/// Scales move in pieces of 16 bytes where rows allow it, else one by one.
+__device__ __forceinline__ bool wideScales(const DispatchArgs& a) {
+  return a.scaleBlockStride == 1 && a.scaleCount % 4 == 0 && a.scaleTokenStride % 4 == 0 &&
+         reinterpret_cast<std::uintptr_t>(a.scales) % 16 == 0;
+}
+
+/// What one lane does for every chunk in its first pass, worked out once: divisions by run-time values
+/// would cost the planner more than the copies.
+struct LaneShare {
+  static constexpr int kScalePasses = 2;
+  int rank;                    ///< of (token, rank) entry `lane`
+  int sourceToken;             ///< token of that entry
+  int topkToken, topkChoice;   ///< of (token, choice) entry `lane`
+  int scalePieces;             ///< 16-byte pieces of a token's scales; 0 = not in 16-byte pieces
+  int scaleToken[kScalePasses], scalePiece[kScalePasses];
+
+  __device__ explicit LaneShare(const DispatchArgs& a) {
+    const int lane = static_cast<int>(laneId());
+    rank = lane % a.group.ranks;
+    sourceToken = lane / a.group.ranks;
+    topkToken = a.topk > 0 ? lane / a.topk : 0;
+    topkChoice = a.topk > 0 ? lane - topkToken * a.topk : 0;
+    scalePieces = a.scaleCount > 0 && wideScales(a) ? a.scaleCount / 4 : 0;
+    for (int p = 0; p < kScalePasses; ++p) {
+      const int i = lane + p * 32;
+      scaleToken[p] = scalePieces > 0 ? i / scalePieces : 0;
+      scalePiece[p] = scalePieces > 0 ? i - scaleToken[p] * scalePieces : 0;
     }
+  }
+};
+
+/// A chunk and what its first pass needs from memory, loaded one chunk ahead of its use.
+struct ChunkLoads {
+  int first;  ///< token
+  int count;  ///< tokens; 0 = past the end
+  int rank;   ///< LaneShare::rank
+  std::int32_t position;
+  std::int64_t expert;
+  float weight;
+  Vec16 scales[LaneShare::kScalePasses];
+};
+
+__device__ __forceinline__ const char* scaleAt(const DispatchArgs& a, int token, int scale) {
+  return a.scales + (token * a.scaleTokenStride + scale * a.scaleBlockStride) * 4;
+}
+
+__device__ __forceinline__ ChunkLoads loadChunk(const DispatchArgs& a, const LaneShare& share,
+                                                std::uint32_t ticket) {
+  const int lane = static_cast<int>(laneId());
+  const std::int64_t first = static_cast<std::int64_t>(ticket) * kChunkTokens;
+  ChunkLoads c{};
+  c.rank = share.rank;
+  if (first >= a.tokens) return c;
+  c.first = static_cast<int>(first);
+  c.count = a.tokens - c.first < kChunkTokens ? a.tokens - c.first : kChunkTokens;
+  if (lane < c.count * a.group.ranks) {
+    c.position = a.position[static_cast<std::size_t>(c.first) * a.group.ranks + lane];
+  }
+  if (lane < c.count * a.topk) {
+    const std::size_t at = static_cast<std::size_t>(c.first) * a.topk + lane;
+    c.expert = a.topkIdx[at];
+    c.weight = a.topkWeights[at];
+  }
+#pragma unroll
+  for (int p = 0; p < LaneShare::kScalePasses; ++p) {
+    if (lane + p * 32 < c.count * share.scalePieces) {
+      c.scales[p] = load16(scaleAt(a, c.first + share.scaleToken[p], share.scalePiece[p] * 4));
+    }
+  }
+  return c;
+}
+
+/// One choice of one token: the index becomes the receiver's own numbering; choices of other ranks'
+/// experts become -1 and 0.
+__device__ __forceinline__ void storeChoice(const DispatchArgs& a, const RecvTarget* targets,
+                                            const std::int32_t* rows, int choice,
+                                            std::int64_t expert, float weight) {
+  const bool valid = isExpert(a.experts, expert);
+  const int host = valid ? rankOfExpert(a.experts, expert) : -1;
+  const int index = valid ? indexOfExpert(a.experts, expert) : -1;
+  for (int r = 0; r < a.group.ranks; ++r) {
+    if (rows[r] < 0) continue;
+    const std::size_t to = static_cast<std::size_t>(rows[r]) * a.topk + choice;
+    targets[r].topkIdx[to] = r == host ? index : -1;
+    targets[r].topkWeights[to] = r == host ? weight : 0.0f;
   }
 }
 
-/// Scales in pieces of `Piece` (16 bytes where rows allow it), four loads in flight per lane, each
-/// stored to all destinations.
 template <class Piece>
-__device__ void copyScales(const DispatchArgs& a, const RecvTarget* targets,
-                           const std::int32_t* rows, int first, int count) {
-  constexpr int kInFlight = 4, kPer = static_cast<int>(sizeof(Piece) / 4);
-  const int pieces = a.scaleCount / kPer, total = count * pieces, ranks = a.group.ranks;
-  for (int i0 = static_cast<int>(laneId()); i0 < total; i0 += 32 * kInFlight) {
-    Piece value[kInFlight];
-    int token[kInFlight], piece[kInFlight];
-#pragma unroll
-    for (int u = 0; u < kInFlight; ++u) {
-      const int i = i0 + u * 32;
-      if (i >= total) continue;
-      token[u] = i / pieces;
-      piece[u] = i - token[u] * pieces;
-      value[u] = *reinterpret_cast<const Piece*>(
-          a.scales + ((first + token[u]) * a.scaleTokenStride +
-                      piece[u] * kPer * a.scaleBlockStride) * 4);
+__device__ __forceinline__ void storeScales(const DispatchArgs& a, const RecvTarget* targets,
+                                            const std::int32_t* rows, int piece, Piece value) {
+  for (int r = 0; r < a.group.ranks; ++r) {
+    if (rows[r] < 0) continue;
+    char* to = targets[r].scales + static_cast<std::size_t>(rows[r]) * a.scaleCount * 4;
+    reinterpret_cast<Piece*>(to)[piece] = value;
+  }
+}
+
+/// What is left of a chunk after the first pass: many ranks, many choices, many or odd scales.
+__device__ inline void storeMetaRest(const DispatchArgs& a, const LaneShare& share,
+                                     const RecvTarget* targets, const std::int32_t* rows,
+                                     const ChunkLoads& c) {
+  const int lane = static_cast<int>(laneId()), ranks = a.group.ranks;
+  for (int i = lane + 32; i < c.count * ranks; i += 32) {
+    if (rows[i] >= 0) targets[i % ranks].sourceTokens[rows[i]] = c.first + i / ranks;
+  }
+  for (int i = lane + 32; i < c.count * a.topk; i += 32) {
+    const int t = i / a.topk;
+    const std::size_t at = static_cast<std::size_t>(c.first) * a.topk + i;
+    storeChoice(a, targets, rows + t * ranks, i - t * a.topk, a.topkIdx[at], a.topkWeights[at]);
+  }
+  if (share.scalePieces > 0) {
+    for (int i = lane + 32 * LaneShare::kScalePasses; i < c.count * share.scalePieces; i += 32) {
+      const int t = i / share.scalePieces, piece = i - t * share.scalePieces;
+      storeScales(a, targets, rows + t * ranks, piece, load16(scaleAt(a, c.first + t, piece * 4)));
     }
-#pragma unroll
-    for (int u = 0; u < kInFlight; ++u) {
-      if (i0 + u * 32 >= total) continue;
-      for (int r = 0; r < ranks; ++r) {
-        const std::int32_t row = rows[token[u] * ranks + r];
-        if (row < 0) continue;
-        reinterpret_cast<Piece*>(targets[r].scales +
-                                 static_cast<std::size_t>(row) * a.scaleCount * 4)[piece[u]] =
-            value[u];
-      }
+  } else {
+    for (int i = lane; i < c.count * a.scaleCount; i += 32) {
+      const int t = i / a.scaleCount, scale = i - t * a.scaleCount;
+      const auto* from = reinterpret_cast<const std::uint32_t*>(scaleAt(a, c.first + t, scale));
+      storeScales(a, targets, rows + t * ranks, scale, *from);
     }
   }
 }
 
-/// Copies everything but the rows themselves. `rows`: [count, ranks] rows in the windows, or -1.
-__device__ inline void copyMeta(const DispatchArgs& a, const RecvTarget* targets,
-                                const std::int32_t* rows, int first, int count) {
-  const int ranks = a.group.ranks;
-  for (int i = static_cast<int>(laneId()); i < count * ranks; i += 32) {
-    if (rows[i] >= 0) targets[i % ranks].sourceTokens[rows[i]] = first + i / ranks;
+/// Stores everything but the rows themselves. `rows`: [count, ranks] rows in the windows, or -1.
+__device__ __forceinline__ void storeMeta(const DispatchArgs& a, const LaneShare& share,
+                                          const RecvTarget* targets, const std::int32_t* rows,
+                                          const ChunkLoads& c) {
+  const int lane = static_cast<int>(laneId()), ranks = a.group.ranks;
+  if (lane < c.count * ranks && rows[lane] >= 0) {
+    targets[share.rank].sourceTokens[rows[lane]] = c.first + share.sourceToken;
   }
-  if (a.topk > 0) copyTopk(a, targets, rows, first, count);
-  if (a.scaleCount == 0) return;
-  const bool wide = a.scaleBlockStride == 1 && a.scaleCount % 4 == 0 && a.scaleTokenStride % 4 == 0 &&
-                    reinterpret_cast<std::uintptr_t>(a.scales) % 16 == 0;
-  if (wide) {
-    copyScales<Vec16>(a, targets, rows, first, count);
-  } else {
-    copyScales<std::uint32_t>(a, targets, rows, first, count);
+  if (lane < c.count * a.topk) {
+    storeChoice(a, targets, rows + share.topkToken * ranks, share.topkChoice, c.expert, c.weight);
+  }
+#pragma unroll
+  for (int p = 0; p < LaneShare::kScalePasses; ++p) {
+    if (lane + p * 32 < c.count * share.scalePieces) {
+      storeScales(a, targets, rows + share.scaleToken[p] * ranks, share.scalePiece[p], c.scales[p]);
+    }
+  }
+  const int most = c.count * (a.topk > ranks ? a.topk : ranks);
+  const bool odd = a.scaleCount > 0 && share.scalePieces == 0;
+  if (most > 32 || odd || c.count * share.scalePieces > 32 * LaneShare::kScalePasses) {
+    storeMetaRest(a, share, targets, rows, c);
   }
 }
 

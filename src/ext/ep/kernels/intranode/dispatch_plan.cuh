@@ -11,9 +11,9 @@ namespace mscclpp::ep::MSCCLPP_PLATFORM_NS {
 /// One pipe's queue of planned chunks, filled by the planner and emptied by the issuer.
 struct PlanQueue {
   Mbarrier ready[kQueueChunks], freed[kQueueChunks];
-  const char* source[kQueueChunks][kChunkTokens];
-  int destinations[kQueueChunks][kChunkTokens];
-  int count[kQueueChunks];  ///< tokens that go anywhere, -1 = the end
+  const char* source[kQueueChunks * kChunkTokens];  ///< by chunk, then token
+  int destinations[kQueueChunks * kChunkTokens];
+  int count[kQueueChunks];  ///< tokens of the chunk, 1 or more; -1 = the end
 };
 
 template <class Shape>
@@ -51,10 +51,10 @@ struct DispatchView {
     return reinterpret_cast<RecvTarget*>(
         sharedBytes(targetsAt(), perRank(ranks, sizeof(RecvTarget))));
   }
-  __device__ char** destinations(int pipe, int slot, int token) const {
+  /// Destinations of the token at place `at` of the queue.
+  __device__ char** destinations(int pipe, unsigned at) const {
     const std::size_t list = perRank(ranks, 8);
-    return reinterpret_cast<char**>(sharedBytes(
-        listsAt(pipe) + static_cast<std::size_t>(slot * kChunkTokens + token) * list, list));
+    return reinterpret_cast<char**>(sharedBytes(listsAt(pipe) + at * list, list));
   }
   __device__ std::int32_t* rows(int pipe) const {
     return reinterpret_cast<std::int32_t*>(
@@ -66,43 +66,43 @@ struct DispatchView {
   }
 };
 
-/// Row of every (token, rank) of the chunk within the receiver's window, or -1.
+/// Places a chunk's tokens: their rows in the receivers' windows into `rows` ([count, ranks], -1 =
+/// none), then lane t lists token t's destinations, remote ranks first and this rank last. Tokens that
+/// go nowhere are left out. Returns the number of tokens kept, on all lanes.
 template <class Shape>
-__device__ void placeChunk(const DispatchArgs& a, const DispatchView<Shape>& v, int first, int count,
-                           std::int32_t* rows) {
-  const int ranks = a.group.ranks;
-  for (int i = static_cast<int>(laneId()); i < count * ranks; i += 32) {
-    const int r = i % ranks;
-    const std::int32_t position = a.position[static_cast<std::size_t>(first) * ranks + i];
+__device__ int placeChunk(const DispatchArgs& a, const DispatchView<Shape>& v, int pipe, unsigned slot,
+                          const ChunkLoads& chunk) {
+  const int ranks = a.group.ranks, lane = static_cast<int>(laneId()), entries = chunk.count * ranks;
+  std::int32_t* const rows = v.rows(pipe);
+  const auto place = [&](int entry, int r, std::int32_t position) {
     const RecvTarget& target = v.targets()[r];
-    const std::int64_t row = a.sendStart[r] + static_cast<std::int64_t>(position) - target.rowBegin;
-    rows[i] = position >= 0 && row >= 0 && row < target.rows ? static_cast<std::int32_t>(row) : -1;
+    const std::int64_t row = target.start + static_cast<std::int64_t>(position) - target.rowBegin;
+    rows[entry] =
+        position >= 0 && row >= 0 && row < target.rows ? static_cast<std::int32_t>(row) : -1;
+  };
+  if (lane < entries) place(lane, chunk.rank, chunk.position);
+  for (int i = lane + 32; i < entries; i += 32) {
+    place(i, i % ranks, a.position[static_cast<std::size_t>(chunk.first) * ranks + i]);
   }
-}
-
-/// Lane t lists token t's destinations, remote ranks first and this rank last. Tokens that go
-/// nowhere are left out. Returns the number of tokens kept, on all lanes.
-template <class Shape>
-__device__ int listChunk(const DispatchArgs& a, const DispatchView<Shape>& v, int pipe, int slot,
-                         int first, int count) {
-  const int ranks = a.group.ranks, lane = static_cast<int>(laneId());
-  const std::int32_t* rows = v.rows(pipe) + lane * ranks;
+  syncWarp();
   bool goes = false;
-  if (lane < count) {
-    for (int r = 0; r < ranks; ++r) goes = goes || rows[r] >= 0;
+  if (lane < chunk.count) {
+    for (int r = 0; r < ranks; ++r) goes = goes || rows[lane * ranks + r] >= 0;
   }
   const unsigned kept = ballot(goes);
   if (goes) {
-    const int at = popCount(kept & ((1u << lane) - 1));
-    char** to = v.destinations(pipe, slot, at);
+    const unsigned at = slot * kChunkTokens +
+                        static_cast<unsigned>(popCount(kept & ((1u << lane) - 1)));
+    char** to = v.destinations(pipe, at);
     int n = 0;
     for (int i = 0, r = a.group.rank; i < ranks; ++i) {
       r = r + 1 == ranks ? 0 : r + 1;
-      if (rows[r] >= 0) to[n++] = v.targets()[r].x + static_cast<std::size_t>(rows[r]) * a.rowBytes;
+      const std::int32_t row = rows[lane * ranks + r];
+      if (row >= 0) to[n++] = v.targets()[r].x + static_cast<std::size_t>(row) * a.rowBytes;
     }
     PlanQueue& plan = v.head().plan[pipe];
-    plan.destinations[slot][at] = n;
-    plan.source[slot][at] = a.x + static_cast<std::size_t>(first + lane) * a.rowBytes;
+    plan.destinations[at] = n;
+    plan.source[at] = a.x + static_cast<std::size_t>(chunk.first + lane) * a.rowBytes;
   }
   return popCount(kept);
 }
@@ -111,29 +111,33 @@ template <class Shape>
 __device__ void planDispatch(const DispatchArgs& a, const DispatchView<Shape>& v, int pipe) {
   PlanQueue& plan = v.head().plan[pipe];
   std::uint32_t* ticket = &localWords(a.group).ticket;
-  const std::uint32_t chunks = static_cast<std::uint32_t>((a.tokens + kChunkTokens - 1) / kChunkTokens);
-  auto draw = [&] { return laneId() == 0 ? fetchAddLocalRelaxed(ticket, 1u) : 0u; };
-  std::uint32_t next = draw();
-  for (int k = 0;; ++k) {
-    const int slot = k % kQueueChunks;
-    const std::uint32_t chunk = shuffle(next, 0);
-    if (k >= kQueueChunks) {
-      waitParity(a.group.wait, &plan.freed[slot],
-                 static_cast<unsigned>(k / kQueueChunks - 1) & 1u, pipelineWait(a.group));
+  const LaneShare share(a);
+  const auto draw = [&] { return laneId() == 0 ? fetchAddLocalRelaxed(ticket, 1u) : 0u; };
+  // Two tickets ahead: while one chunk is placed, the next one's small rows are being loaded, and the
+  // ticket after it is being drawn.
+  ChunkLoads next = loadChunk(a, share, shuffle(draw(), 0));
+  std::uint32_t drawn = draw();
+  for (unsigned k = 0;;) {
+    const ChunkLoads chunk = next;
+    if (chunk.count > 0) {
+      next = loadChunk(a, share, shuffle(drawn, 0));
+      drawn = next.count > 0 ? draw() : drawn;
     }
-    const bool end = chunk >= chunks;
-    const int first = end ? 0 : static_cast<int>(chunk) * kChunkTokens;
-    const int left = a.tokens - first;
-    const int count = end ? 0 : (left < kChunkTokens ? left : kChunkTokens);
-    if (!end) next = draw();  // its latency hides behind this chunk
-    placeChunk(a, v, first, count, v.rows(pipe));
-    syncWarp();
-    const int kept = listChunk(a, v, pipe, slot, first, count);
-    if (laneId() == 0) plan.count[slot] = end ? -1 : kept;
-    syncWarp();
-    if (laneId() == 0) arrive(&plan.ready[slot]);
-    if (end) return;
-    copyMeta(a, v.targets(), v.rows(pipe), first, count);
+    const unsigned slot = k % kQueueChunks;
+    if (k >= kQueueChunks) {
+      waitParity(a.group.wait, &plan.freed[slot], (k / kQueueChunks - 1) & 1u,
+                 pipelineWait(a.group));
+    }
+    const int kept = placeChunk(a, v, pipe, slot, chunk);
+    const bool end = chunk.count == 0;
+    if (end || kept > 0) {
+      if (laneId() == 0) plan.count[slot] = end ? -1 : kept;
+      syncWarp();
+      if (laneId() == 0) arrive(&plan.ready[slot]);
+      if (end) return;
+      ++k;
+      storeMeta(a, share, v.targets(), v.rows(pipe), chunk);
+    }
     syncWarp();  // the rows are rewritten by the next chunk
   }
 }

@@ -53,13 +53,14 @@ __device__ inline void checkExperts(const NotifyArgs& a) {
   if (a.topkIdx == nullptr) return;
   const std::size_t n = static_cast<std::size_t>(a.tokens) * a.topk;
   const std::size_t stride = static_cast<std::size_t>(gridSize()) * blockSize();
+  std::int64_t invalid = 0;
+#pragma unroll 4
   for (std::size_t i = static_cast<std::size_t>(blockIndex()) * blockSize() + threadIndex(); i < n;
        i += stride) {
     const std::int64_t expert = a.topkIdx[i];
-    if (expert != -1 && !isExpert(a.experts, expert)) {
-      reportInvalidExpert(&localWords(a.group).invalidExpert, expert);
-    }
+    if (expert != -1 && !isExpert(a.experts, expert)) invalid = expert;
   }
+  if (invalid != 0) reportInvalidExpert(&localWords(a.group).invalidExpert, invalid);
 }
 
 /// Expert `i` of `rank`, in the numbering of tokensPerExpert.

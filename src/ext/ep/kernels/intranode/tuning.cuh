@@ -41,7 +41,7 @@ struct InPlace {
   static constexpr int kPipes = kInPlacePipes, kStages = 5, kMoveStages = 0, kGroupTokens = 1;
 };
 struct Staged {
-  static constexpr int kPipes = kStagedPipes, kStages = 4, kMoveStages = 6, kGroupTokens = 4;
+  static constexpr int kPipes = kStagedPipes, kStages = 4, kMoveStages = 6, kGroupTokens = 8;
 };
 /// A pipe's consumers keep this much of a row in registers.
 inline constexpr std::uint32_t kReduceBytes = kConsumerWarps * 32 * kPiecesPerThread * 16;

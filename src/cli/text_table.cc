@@ -1,0 +1,46 @@
+#include "text_table.hpp"
+
+#include <algorithm>
+
+#include <mscclpp/format.hpp>
+
+namespace mscclpp::ep::cli {
+
+std::string TextTable::text(int indent) const {
+  std::vector<std::size_t> widths;
+  for (const auto& row : rows_) {
+    widths.resize(std::max(widths.size(), row.size()));
+    for (std::size_t i = 0; i < row.size(); ++i) widths[i] = std::max(widths[i], row[i].size());
+  }
+  std::string out;
+  for (const auto& row : rows_) {
+    std::string line(static_cast<std::size_t>(indent), ' ');
+    for (std::size_t i = 0; i < row.size(); ++i) {
+      line += i == 0 ? fmt::format("{:<{}}", row[i], widths[i])
+                     : fmt::format("  {:>{}}", row[i], widths[i]);
+    }
+    line.erase(line.find_last_not_of(' ') + 1);
+    out += line + "\n";
+  }
+  return out;
+}
+
+std::string grouped(std::int64_t value) {
+  std::string digits = std::to_string(value);
+  const std::size_t first = value < 0 ? 1 : 0;
+  for (std::size_t i = digits.size(); i > first + 3;) {
+    i -= 3;
+    digits.insert(i, ",");
+  }
+  return digits;
+}
+
+std::string megabytes(double bytes) { return fmt::format("{:.{}f} MB", bytes / 1e6, bytes < 1e5 ? 3 : 1); }
+
+std::string duration(double milliseconds) {
+  if (milliseconds < 1) return fmt::format("{:.1f} us", milliseconds * 1e3);
+  if (milliseconds < 1e3) return fmt::format("{:.2f} ms", milliseconds);
+  return fmt::format("{:.2f} s", milliseconds / 1e3);
+}
+
+}  // namespace mscclpp::ep::cli

@@ -1,0 +1,28 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace mscclpp::ep::cli {
+
+/// Rows of cells, printed in aligned columns (numbers to the right: everything but the first column).
+class TextTable {
+ public:
+  explicit TextTable(std::vector<std::string> heads) { add(std::move(heads)); }
+  void add(std::vector<std::string> cells) { rows_.push_back(std::move(cells)); }
+  /// Every line starts with `indent` spaces and ends with a newline.
+  std::string text(int indent = 2) const;
+
+ private:
+  std::vector<std::vector<std::string>> rows_;
+};
+
+/// 1234567 -> "1,234,567".
+std::string grouped(std::int64_t value);
+/// Bytes as "117.1 MB" (powers of 1000).
+std::string megabytes(double bytes);
+/// Milliseconds as "12.3 us", "4.56 ms" or "1.20 s".
+std::string duration(double milliseconds);
+
+}  // namespace mscclpp::ep::cli

@@ -1,0 +1,13 @@
+// Runs the tests, or, started by one of them, a role.
+#include <gtest/gtest.h>
+#include <signal.h>
+
+#include "core/processes.hpp"
+
+int main(int argc, char** argv) {
+  signal(SIGPIPE, SIG_IGN);  // a child that died is an error of the test, not the test's end
+  int exitCode = 0;
+  if (mscclpp::test::runRole(argc, argv, exitCode)) return exitCode;
+  testing::InitGoogleTest(&argc, argv);
+  return RUN_ALL_TESTS();
+}
