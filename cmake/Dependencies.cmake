@@ -13,6 +13,10 @@ mscclpp_need(Threads libc6-dev)
 # dependency of the Python wheel.
 set(Boost_USE_STATIC_LIBS ON)
 mscclpp_need(Boost libboost-context-dev 1.74 COMPONENTS context)
+find_path(ASIO_INCLUDE_DIR asio.hpp) # header-only, ships no CMake package
+if(NOT ASIO_INCLUDE_DIR)
+  message(FATAL_ERROR "asio.hpp was not found (Debian package libasio-dev): ${_hint}")
+endif()
 mscclpp_need(fmt libfmt-dev)
 mscclpp_need(spdlog libspdlog-dev)
 # Both as headers only (fmt::fmt-header-only, spdlog::spdlog_header_only): the program and the wheel

@@ -79,6 +79,13 @@ class ArenaArray {
 template <class T>
 class ArenaRing {
  public:
+  ArenaRing() = default;
+  ~ArenaRing() {
+    if (data_ != nullptr) arenaRelease(data_, capacity_ * sizeof(T));
+  }
+  ArenaRing(const ArenaRing&) = delete;
+  ArenaRing& operator=(const ArenaRing&) = delete;
+
   size_t size() const { return tail_ - head_; }
   bool empty() const { return head_ == tail_; }
   T& operator[](size_t index) { return data_[(head_ + index) & (capacity_ - 1)]; }

@@ -18,6 +18,24 @@ void dropEverything() {
   rt.recovered.raise();
 }
 
+// What unfinished threads did is over: whoever waits for their stream comes after it.
+void releaseUnfinished(const Worker* worker) {
+  if (!kRaceDetector) return;
+  void* caller = raceCurrent();
+  for (const Block* block = worker->firstRunning; block != nullptr; block = block->nextRunning) {
+    for (unsigned i = 0; i < block->threads; ++i) {
+      raceSwitch(block->fibers[i].race);
+      raceRelease(block->grid->stream->sync);
+    }
+    for (void* context : block->raceCopies) {
+      if (context == nullptr) continue;
+      raceSwitch(context);
+      raceRelease(block->grid->stream->sync);
+    }
+  }
+  raceSwitch(caller);
+}
+
 void clearInbox(Worker* worker) {
   WordLock lock(worker->inboxLock);
   worker->inboxFull.store(false);
@@ -28,6 +46,7 @@ void clearInbox(Worker* worker) {
 }  // namespace
 
 void raiseRuntimeFailure(const std::string& report) {
+  RaceQuiet quiet;
   Runtime& rt = runtime();
   WordLock lock(rt.lock);
   if (rt.failing.load()) return;
@@ -38,6 +57,8 @@ void raiseRuntimeFailure(const std::string& report) {
 }
 
 void abandonWork(Worker* worker) {
+  releaseUnfinished(worker);
+  RaceQuiet quiet;
   Runtime& rt = runtime();
   const std::string table = waitTable(worker);
   abandonCopies(worker);

@@ -181,8 +181,8 @@ void RootServer::contribute(int rank, Frame& frame) {
     const auto& part = collective.parts[static_cast<size_t>(other)];
     if (part && part->size() != bytes) {
       return breakGroup(rank, static_cast<int>(ErrorCode::invalidArgument),
-                        fmt::format("collective number {}: rank {} brought {} bytes, rank {} {}: all "
-                                    "ranks must make the same calls (a barrier is 0 bytes)",
+                        fmt::format("collective number {}: rank {} brought {} bytes, rank {} {} bytes: "
+                                    "all ranks must make the same calls (a barrier is 0 bytes)",
                                     sequence, other, part->size(), rank, bytes),
                         -1);
     }

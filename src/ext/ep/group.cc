@@ -79,8 +79,8 @@ Group::Group(std::shared_ptr<Bootstrap> bootstrap, const BufferOptions& options)
       kernels_(&kernelsOf(options.platform)),
       id_(nextGroupId()) {
   compareOptions();
-  comm_ = device_->createStream(true);
-  reclaim_ = device_->createStream(false);
+  comm_ = device_->createStream(true, rank());
+  reclaim_ = device_->createStream(false, rank());
   heap_ = device_->allocateExportable(plan_.total());
   failure_ = device_->allocatePinned(sizeof(FailureRecord));
   notifyResult_ = device_->allocatePinned(

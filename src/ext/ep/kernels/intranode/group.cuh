@@ -64,7 +64,7 @@ __device__ inline void reportFailure(const WaitControl& wait, WaitPoint point,
 }
 
 /// Tells `peer` where this rank's rows are. Called by one thread per peer.
-__device__ __forceinline__ void publishEntry(const GroupArgs& g, int peer, EntryPacket packet,
+__device__ __forceinline__ void publishEntry(const GroupArgs& g, int peer, const EntryPacket& packet,
                                              std::uint32_t epoch) {
   EntryPacket& box = peerBox(g, peer, g.rank).entry;
   box.staged = packet.staged;

@@ -1,0 +1,15 @@
+#pragma once
+
+#include <cstdint>
+#include <cstdlib>
+
+namespace mscclpp::test {
+
+/// How many chaos seeds to run: MSCCLPP_TEST_SEEDS, or `usual`.
+inline uint64_t seedCount(uint64_t usual) {
+  const char* text = std::getenv("MSCCLPP_TEST_SEEDS");
+  const uint64_t wanted = text == nullptr ? 0 : std::strtoull(text, nullptr, 10);
+  return wanted == 0 ? usual : wanted;
+}
+
+}  // namespace mscclpp::test
