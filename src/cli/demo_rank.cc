@@ -26,19 +26,20 @@ std::size_t receivedRowBytes(const ModelShape& shape) {
 }
 
 /// Room for the worst case: every token of every rank comes here, twice over (the received rows and
-/// the experts' output), so that nothing is ever staged.
+/// the experts' output), so that nothing is ever staged; and staging for one go, so that no call is
+/// split into several.
 BufferOptions bufferOptions(const DemoOptions& options, int rank) {
-  constexpr std::size_t kPadding = 64 * 1024;
+  constexpr std::size_t kPadding = 64 * 1024, kTokenPadding = 8;
   const ModelShape& shape = options.shape;
   const auto ranks = static_cast<std::size_t>(shape.ranks);
-  const std::size_t rows = ranks * static_cast<std::size_t>(shape.tokens);
-  const std::size_t outputRow = static_cast<std::size_t>(shape.hidden) * 2;
+  const auto tokens = static_cast<std::size_t>(shape.tokens) + kTokenPadding;
+  const std::size_t received = ranks * tokens * receivedRowBytes(shape);
+  const std::size_t outputs = ranks * tokens * static_cast<std::size_t>(shape.hidden) * 2;
   BufferOptions out;
   out.platform = options.platform;
   out.deviceIndex = deviceOfRank(options.platform, rank);
-  // A few chunks of rows for each peer: enough for any shape, since staging is not the usual path.
-  out.stagingBytes = kPadding + 64 * ranks * (outputRow + receivedRowBytes(shape));
-  out.numNvlBytes = out.stagingBytes + rows * (receivedRowBytes(shape) + outputRow) + 2 * kPadding;
+  out.stagingBytes = std::max(received, outputs) + kPadding;
+  out.numNvlBytes = out.stagingBytes + received + outputs + kPadding;
   out.maxExpertsPerRank = shape.expertsPerRank();
   return out;
 }

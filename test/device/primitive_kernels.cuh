@@ -123,7 +123,7 @@ __device__ inline void bitFunctions(const OutArgs& args) {
   out[1] = static_cast<uint32_t>(popCount(value));
   out[2] = static_cast<uint32_t>(findFirstSet(value));
   out[3] = floatToBits(bitsToFloat(value));
-  out[4] = floatToBits(fma(bitsToFloat(0x3F800001u), bitsToFloat(0x3F800001u), -1.0f));
+  out[4] = floatToBits(fma(bitsToFloat(0x3F800800u), bitsToFloat(0x3F800800u), -1.0f));
 }
 
 // ---- shared memory

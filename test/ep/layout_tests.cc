@@ -38,9 +38,9 @@ TEST_P(EpLayout, CountsEqualTheReference) {
 INSTANTIATE_TEST_SUITE_P(All, EpLayout,
                          ::testing::Combine(::testing::Values(1, 3, 8),
                                             ::testing::ValuesIn(reference::kPatterns)),
-                         [](const auto& info) {
-                           return std::to_string(std::get<0>(info.param)) + "Ranks_" +
-                                  reference::nameOf(std::get<1>(info.param));
+                         [](const auto& test) {
+                           return std::to_string(std::get<0>(test.param)) + "Ranks_" +
+                                  reference::nameOf(std::get<1>(test.param));
                          });
 
 TEST(EpLayoutEdges, TopkOneAnd32AndManyExperts) {

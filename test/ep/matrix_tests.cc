@@ -32,8 +32,8 @@ class EpMatrix : public ::testing::TestWithParam<std::tuple<ModelShape, int>> {
   /// Dispatch in all formats and combine in both ways, enqueued together and checked at the end.
   void run(const World& world) const {
     const std::size_t rowBytes = static_cast<std::size_t>(shape.hidden) * 2 + 512;
-    BufferOptions options =
-        testOptions(static_cast<std::size_t>(world.maxRows() + 8) * rowBytes * 6 + (1 << 20));
+    const auto rows = static_cast<std::size_t>(world.maxRows() + 8 * ranks);
+    const BufferOptions options = testOptions(rows * rowBytes * 6 + (1 << 20));
     runRanks(ranks, options, [&](RankContext& rank) {
       const DispatchCase bf16{.id = 1, .hidden = shape.hidden, .numSms = 3, .alignment = 4};
       const DispatchCase fp8{.id = 2,
@@ -65,9 +65,9 @@ TEST_P(EpMatrix, UnevenTokens) { run(world({7, 33, 0, 129}, Pattern::skewed)); }
 INSTANTIATE_TEST_SUITE_P(Models, EpMatrix,
                          ::testing::Combine(::testing::ValuesIn(kModelShapes),
                                             ::testing::Values(1, 2, 3, 4, 5, 8)),
-                         [](const auto& info) {
-                           return std::string(std::get<0>(info.param).name) + "_" +
-                                  std::to_string(std::get<1>(info.param)) + "Ranks";
+                         [](const auto& test) {
+                           return std::string(std::get<0>(test.param).name) + "_" +
+                                  std::to_string(std::get<1>(test.param)) + "Ranks";
                          });
 
 TEST(EpMatrixLarge, DeepSeek128TokensOn8Ranks) {

@@ -102,8 +102,12 @@ TEST(EpReference, GeneratorsDoWhatTheirNamesSay) {
     EXPECT_EQ(foreign == 0, pattern == Pattern::oneRank || pattern == Pattern::nothing);
     EXPECT_EQ(empty > 0, pattern == Pattern::nothing || pattern == Pattern::oneSender ||
                              pattern == Pattern::gaps);
-    if (pattern == Pattern::skewed) EXPECT_GT(low, chosen / 3);
-    if (pattern == Pattern::oneSender) EXPECT_EQ(chosen, 200);
+    if (pattern == Pattern::skewed) {
+      EXPECT_GT(low, chosen / 3);
+    }
+    if (pattern == Pattern::oneSender) {
+      EXPECT_EQ(chosen, 200);
+    }
   }
 }
 

@@ -34,7 +34,7 @@ constexpr size_t kPage = 4096;
 /// An event of a stream, or (no native event) a moment on the host that has passed.
 class CpuEvent final : public EventBackend {
  public:
-  explicit CpuEvent(cpu::Stream* stream) {
+  CpuEvent(cpu::Stream* stream, bool timed) : timed_(timed) {
     if (stream != nullptr) {
       event_ = std::make_unique<cpu::Event>();
       event_->record(*stream);
@@ -51,6 +51,8 @@ class CpuEvent final : public EventBackend {
   }
   double elapsedMs(const EventBackend& since) const override {
     const auto& first = static_cast<const CpuEvent&>(since);
+    check(timed_ && first.timed_, ErrorCode::invalidArgument,
+          "Event::elapsedMs: an event was recorded with timed = false");
     check(query() && first.query(), ErrorCode::invalidState,
           "Event::elapsedMs: an event is not complete yet: synchronize() first");
     return (static_cast<double>(timeNs()) - static_cast<double>(first.timeNs())) / 1e6;
@@ -61,6 +63,7 @@ class CpuEvent final : public EventBackend {
   uint64_t timeNs() const { return event_ ? event_->timestampNs() : hostNs_; }
   std::unique_ptr<cpu::Event> event_;
   uint64_t hostNs_ = 0;
+  bool timed_;
 };
 
 class CpuDevice final : public Device {
@@ -114,7 +117,9 @@ class CpuStream final : public StreamBackend {
   }
   void* native() const noexcept override { return stream_; }
   Device& device() const noexcept override { return *device_; }
-  std::shared_ptr<EventBackend> record(bool) override { return std::make_shared<CpuEvent>(stream_); }
+  std::shared_ptr<EventBackend> record(bool timed) override {
+    return std::make_shared<CpuEvent>(stream_, timed);
+  }
   void wait(const EventBackend& event) override {
     if (stream_ == nullptr) return event.synchronize();
     // An event of the host itself has passed already.

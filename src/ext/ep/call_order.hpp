@@ -14,9 +14,11 @@ class CallOrder {
     group.comm().wait(order.previousEvent ? order.previousEvent : compute_.record(false));
   }
   /// The native stream that outputs belong to.
-  void* owner() { return order_.allocateOnCommStream ? group_.comm().native() : order_.computeStream; }
-  /// The event after everything that was enqueued; the caller's stream waits for it unless the call is
-  /// asynchronous.
+  void* owner() {
+    return order_.allocateOnCommStream ? group_.comm().native() : order_.computeStream;
+  }
+  /// The event after everything that was enqueued; the caller's stream waits for it unless the call
+  /// is asynchronous.
   Event finish() {
     const Event event = group_.comm().record(true);
     if (!order_.asyncFinish) compute_.wait(event);

@@ -36,7 +36,8 @@ std::uint64_t CallShape::pack() const {
 }
 
 std::string CallShape::describe(std::uint64_t signature) {
-  static constexpr const char* kOperations[] = {"no call", "dispatch", "cached dispatch", "combine"};
+  static constexpr const char* kOperations[] = {"no call", "dispatch", "cached dispatch",
+                                                "combine"};
   static constexpr const char* kScaleKinds[] = {"no", "f32", "i32", "unknown"};
   return fmt::format("{}(hidden={}, dtype={}, {} scales, topk={}, experts={}, options #{:03x})",
                      kOperations[kOperation.get(signature)], kHidden.get(signature),

@@ -26,16 +26,17 @@ void checkTensor(const Tensor& tensor, const char* name, DType dtype, const Shap
     wanted += (i ? ", " : "") + (shape[i] < 0 ? std::string("any") : std::to_string(shape[i]));
   }
   check(fits, kBad, "{} is {}: its shape must be [{}]", name, tensor.describe(), wanted);
-  check(tensor.contiguous(), kBad, "{} is {} with gaps or transposed: call .contiguous() first", name,
-        tensor.describe());
+  check(tensor.contiguous(), kBad, "{} is {} with gaps or transposed: call .contiguous() first",
+        name, tensor.describe());
 }
 
 void checkAligned(const Tensor& tensor, const char* name, std::size_t alignment) {
   const auto address = reinterpret_cast<std::uintptr_t>(tensor.data);
-  check(tensor.elements() == 0 || address % alignment == 0, kBad,
-        "{} starts at an address that is {} modulo {}: it must be a multiple of {} bytes (clone the "
-        "slice)",
-        name, address % alignment, alignment, alignment);
+  check(
+      tensor.elements() == 0 || address % alignment == 0, kBad,
+      "{} starts at an address that is {} modulo {}: it must be a multiple of {} bytes (clone the "
+      "slice)",
+      name, address % alignment, alignment, alignment);
 }
 
 void checkExperts(int experts, const ExpertMap& map, const Group& group) {
@@ -57,7 +58,8 @@ void checkExperts(int experts, const ExpertMap& map, const Group& group) {
 
 void checkHandle(const DispatchHandle& handle, const Group& group) {
   check(handle->groupId == group.id(), kBad,
-        "the handle belongs to another Buffer: dispatch and combine must use the Buffer that made it");
+        "the handle belongs to another Buffer: dispatch and combine must use the Buffer that made "
+        "it");
 }
 
 void checkTokens(const Tensor& x, const char* name) {
@@ -93,7 +95,8 @@ void checkRouting(const DispatchRequest& request, DispatchShape& shape, const Gr
   checkTensor(request.isTokenInRank, "is_token_in_rank", DType::u8, {tokens, group.ranks()}, group);
   checkTensor(request.numTokensPerExpert, "num_tokens_per_expert", DType::i32, {-1}, group);
   if (request.numTokensPerRank) {
-    checkTensor(request.numTokensPerRank, "num_tokens_per_rank", DType::i32, {group.ranks()}, group);
+    checkTensor(request.numTokensPerRank, "num_tokens_per_rank", DType::i32, {group.ranks()},
+                group);
   }
   shape.experts = static_cast<int>(request.numTokensPerExpert.shape[0]);
   checkExperts(shape.experts, request.expertMap, group);
@@ -126,12 +129,25 @@ void checkCached(const DispatchRequest& request, const Group& group) {
         request.handle->tokens);
 }
 
+/// The staging area must take at least one row: what the pool does not hold goes through it.
+void checkStaging(DispatchShape& shape, const Group& group) {
+  shape.row.rowBytes = shape.rowBytes;
+  shape.row.scaleBytes = static_cast<std::uint64_t>(shape.scaleCount) * 4;
+  shape.row.topk = static_cast<std::uint64_t>(shape.topk);
+  shape.stagingRows = RecvLayout::rowsThatFit(group.plan().stagingBytes, shape.row);
+  check(shape.stagingRows >= 1, kBad,
+        "the staging area of {} bytes does not hold one received row of {} bytes: raise "
+        "num_nvl_bytes "
+        "(now {})",
+        group.plan().stagingBytes, shape.row.bytesPerRow(), group.options().numNvlBytes);
+}
+
 }  // namespace
 
 void checkOnDevice(const Tensor& tensor, const char* name, const Group& group) {
   const BufferOptions& options = group.options();
-  check(tensor.platform == options.platform, kBad, "{} is on the {} platform, the Buffer on {}", name,
-        toString(tensor.platform), toString(options.platform));
+  check(tensor.platform == options.platform, kBad, "{} is on the {} platform, the Buffer on {}",
+        name, toString(tensor.platform), toString(options.platform));
   check(tensor.platform == Platform::cpu || tensor.deviceIndex == options.deviceIndex, kBad,
         "{} is on device {}, the Buffer on device {}", name, tensor.deviceIndex,
         options.deviceIndex);
@@ -164,13 +180,15 @@ DispatchShape checkDispatch(const DispatchRequest& request, const Group& group) 
         "x is {}: hidden must be a multiple of 8 in 8 .. {} (pad {} to {})", x.describe(),
         CallShape::kMaxHidden, shape.hidden, (shape.hidden + 7) / 8 * 8);
   checkAligned(x, "x", 8);
-  shape.rowBytes = static_cast<std::uint32_t>(static_cast<std::size_t>(shape.hidden) * sizeOf(x.dtype));
+  shape.rowBytes =
+      static_cast<std::uint32_t>(static_cast<std::size_t>(shape.hidden) * sizeOf(x.dtype));
   checkScales(request, shape, group);
   shape.call.hidden = shape.hidden;
   shape.call.dtype = x.dtype;
   if (request.handle) {
     checkCached(request, group);
     shape.call.operation = CallShape::Operation::cachedDispatch;
+    checkStaging(shape, group);
     return shape;
   }
   checkRouting(request, shape, group);
@@ -178,6 +196,7 @@ DispatchShape checkDispatch(const DispatchRequest& request, const Group& group) 
   shape.call.experts = shape.experts;
   shape.call.other = static_cast<std::uint64_t>(request.numWorstTokens) ^
                      (request.expertMap ? request.expertMap->hash : 0);
+  checkStaging(shape, group);
   return shape;
 }
 

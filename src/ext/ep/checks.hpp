@@ -6,8 +6,8 @@
 #include "group.hpp"
 #include "handle.hpp"
 
-/// Refuses bad requests on the host, before any rank enters a collective. Every message has the value,
-/// what is allowed, and what to do.
+/// Refuses bad requests on the host, before any rank enters a collective. Every message has the
+/// value, what is allowed, and what to do.
 namespace mscclpp::ep {
 
 /// What a checked dispatch request means.
@@ -19,6 +19,8 @@ struct DispatchShape {
   int topk = 0;
   int experts = 0;
   CallShape call;
+  RecvLayout row;                 ///< a received row's parts; `rows` is not set
+  std::uint64_t stagingRows = 0;  ///< rows that fit into the staging area, 1 or more
 };
 
 void checkOnDevice(const Tensor& tensor, const char* name, const Group& group);

@@ -8,7 +8,7 @@ namespace {
 
 struct WaitText {
   WaitWhat what;
-  const char* phase;     ///< where this rank was
+  const char* phase;      ///< where this rank was
   const char* waitedFor;  ///< what the peer had not done
 };
 constexpr WaitText kWaitTexts[] = {
@@ -21,14 +21,17 @@ constexpr WaitText kWaitTexts[] = {
 };
 
 std::string describeWait(const FailureRecord& record, const WaitText& text) {
-  const auto behind = static_cast<std::uint32_t>(record.expected) - static_cast<std::uint32_t>(record.seen);
+  const auto behind =
+      static_cast<std::uint32_t>(record.expected) - static_cast<std::uint32_t>(record.seen);
   // Entry flags come first in every call: a peer that is behind there has not entered the call. The
   // other flags follow an entry that was seen, so that peer is there and stuck, or died inside.
   const bool entry = text.what == WaitWhat::counts || text.what == WaitWhat::dispatchEntry ||
                      text.what == WaitWhat::combineEntry;
   return fmt::format(
-      "EP timeout after {:.1f} s: rank {} in {} waited for rank {} to {}: epoch {} expected, {} seen "
-      "({}); block {}, thread {}. Is rank {} alive, and does it make the same calls in the same order? "
+      "EP timeout after {:.1f} s: rank {} in {} waited for rank {} to {}: epoch {} expected, {} "
+      "seen "
+      "({}); block {}, thread {}. Is rank {} alive, and does it make the same calls in the same "
+      "order? "
       "The limit is timeout_seconds or MSCCLPP_EP_TIMEOUT",
       static_cast<double>(record.waitedNs) * 1e-9, record.rank, text.phase, record.peer,
       text.waitedFor, static_cast<std::uint32_t>(record.expected),
@@ -47,12 +50,13 @@ std::string describeFailure(const FailureRecord& record) {
   }
   switch (what) {
     case WaitWhat::shapeMismatch:
-      return fmt::format("rank {} called {}, but rank {} called {}: all ranks must make equal calls",
-                         record.rank, CallShape::describe(record.expected), record.peer,
-                         CallShape::describe(record.seen));
+      return fmt::format(
+          "rank {} called {}, but rank {} called {}: all ranks must make equal calls", record.rank,
+          CallShape::describe(record.expected), record.peer, CallShape::describe(record.seen));
     case WaitWhat::overflow:
       return fmt::format(
-          "rank {} would receive {} rows, more than num_worst_tokens = {}: raise num_worst_tokens on "
+          "rank {} would receive {} rows, more than num_worst_tokens = {}: raise num_worst_tokens "
+          "on "
           "all ranks",
           record.rank, record.seen, record.expected);
     case WaitWhat::invalidExpert:

@@ -59,7 +59,8 @@ const IntranodeKernels& kernelsOf(Platform platform) {
 #if MSCCLPP_HAVE_CUDA
   return cuda::intranodeKernels();
 #else
-  fail(ErrorCode::unsupported, "this build has no CUDA kernels; configure with MSCCLPP_USE_CUDA=ON");
+  fail(ErrorCode::unsupported,
+       "this build has no CUDA kernels; configure with MSCCLPP_USE_CUDA=ON");
 #endif
 }
 
@@ -83,10 +84,17 @@ Group::Group(std::shared_ptr<Bootstrap> bootstrap, const BufferOptions& options)
   reclaim_ = device_->createStream(false, rank());
   heap_ = device_->allocateExportable(plan_.total());
   failure_ = device_->allocatePinned(sizeof(FailureRecord));
-  notifyResult_ = device_->allocatePinned(
-      sizeof(NotifyResult) + static_cast<std::size_t>(options_.maxExpertsPerRank) * 4);
+  notifyResult_ = device_->allocatePinned(sizeof(NotifyResult) +
+                                          static_cast<std::size_t>(options_.maxExpertsPerRank) * 4);
   kernels_->prepare();
   mapPeers();
+}
+
+Group::~Group() {
+  runNoThrow("~Group", [&] {
+    if (comm_) comm_.synchronize();
+  });
+  runNoThrow("~Group", [&] { pool_.drain(); });
 }
 
 void Group::compareOptions() {
@@ -157,8 +165,8 @@ bool Group::inPool(const void* p) const {
 }
 
 int Group::blocks(int wanted) const {
-  const int most = options_.platform == Platform::cpu ? kMostCpuBlocks
-                                                      : device_->multiprocessors() / sharers_;
+  const int most =
+      options_.platform == Platform::cpu ? kMostCpuBlocks : device_->multiprocessors() / sharers_;
   return std::clamp(wanted, 1, std::max(most, 1));
 }
 
@@ -230,6 +238,7 @@ std::shared_ptr<void> Group::takeFromPool(std::size_t bytes, Stream& useOn, void
 
 void Group::close() {
   comm_.synchronize();
+  pool_.drain();
   if (!broken()) bootstrap_->barrier();  // peers may still be reading or writing here
   peers_.clear();
   if (!broken()) bootstrap_->barrier();  // nobody frees memory that a peer has mapped

@@ -18,12 +18,17 @@ namespace mscclpp::ep {
 /// Text for what a kernel left in the failure record.
 std::string describeFailure(const FailureRecord& record);
 
-/// A rank's place in the group: its heap and its peers', streams, failure record, kernels. Shared by
-/// the Buffer and by every tensor it has handed out, so that memory outlives the Buffer if it must.
+/// A rank's place in the group: its heap and its peers', streams, failure record, kernels. Shared
+/// by the Buffer and by every tensor it has handed out, so that memory outlives the Buffer if it
+/// must.
 class Group : public std::enable_shared_from_this<Group> {
  public:
   /// Collective: compares options among the ranks, allocates the heap, maps the peers'.
   Group(std::shared_ptr<Bootstrap> bootstrap, const BufferOptions& options);
+  /// Waits for this rank's own work, also for what callers enqueued on pool tensors they dropped.
+  ~Group();
+  Group(const Group&) = delete;
+  Group& operator=(const Group&) = delete;
 
   int rank() const { return bootstrap_->rank(); }
   int ranks() const { return bootstrap_->size(); }

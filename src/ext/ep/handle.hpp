@@ -17,19 +17,19 @@ struct HandleState {
   int maxTokens = 0;          ///< of any rank, or a bound that all ranks share
   int maxRows = 0;            ///< likewise for received rows
   int topk = 0;
-  Tensor position;      ///< i32 [tokens, ranks]
-  Tensor sendCount;     ///< i32 [ranks]
-  Tensor sendStart;     ///< i32 [ranks]
-  Tensor rankOffset;    ///< i32 [ranks + 1]
-  Tensor sourceTokens;  ///< i32 [rows]
-  Tensor recvPerExpert; ///< i32 [local experts]
+  Tensor position;       ///< i32 [tokens, ranks]
+  Tensor sendCount;      ///< i32 [ranks]
+  Tensor sendStart;      ///< i32 [ranks]
+  Tensor rankOffset;     ///< i32 [ranks + 1]
+  Tensor sourceTokens;   ///< i32 [rows]
+  Tensor recvPerExpert;  ///< i32 [local experts]
 };
 
 /// An explicit placement of experts, on host and device.
 class ExpertMapState {
  public:
   std::uint64_t groupId = 0;
-  std::uint64_t hash = 0;  ///< compared among the ranks
+  std::uint64_t hash = 0;             ///< compared among the ranks
   std::vector<std::int32_t> firstOf;  ///< [ranks + 1] experts before each rank's
   int experts = 0;
   Tensor tables;  ///< i32: rankOf, indexOf, listed [experts each], firstOf [ranks + 1]

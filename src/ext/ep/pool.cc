@@ -65,6 +65,18 @@ void Pool::insertMerged(std::size_t offset, FreePiece piece) {
   free_.emplace(offset, std::move(piece));
 }
 
+void Pool::drain() {
+  std::vector<Event> users;
+  {
+    const std::lock_guard lock(mutex_);
+    for (auto& [offset, piece] : free_) {
+      users.insert(users.end(), piece.users.begin(), piece.users.end());
+      piece.users.clear();
+    }
+  }
+  for (const Event& event : users) event.synchronize();
+}
+
 std::size_t Pool::bytesFree() const {
   const std::lock_guard lock(mutex_);
   std::size_t sum = 0;

@@ -235,15 +235,15 @@ Routing makeRouting(const RoutingRequest& request, const Placement& placement) {
       };
       std::int64_t expert = -1;
       // After some tries the choice stays empty: the experts may be used up (topk > experts).
-      for (std::uint64_t attempt = 1; attempt <= 16 && !silent && expert == -1; ++attempt) {
+      for (std::uint64_t attempt = 1; attempt <= 200 && !silent && expert == -1; ++attempt) {
         const int drawn = drawExpert(pattern, placement, bits(attempt));
         const bool again = std::find(taken.begin(), taken.end(), drawn) != taken.end();
         if (!again || pattern == Pattern::duplicates) expert = drawn;
       }
-      if (pattern == Pattern::gaps && bits(99) % 3 == 0) expert = -1;
+      if (pattern == Pattern::gaps && bits(1001) % 3 == 0) expert = -1;
       if (expert != -1) taken.push_back(expert);
       out.topkIdx.push_back(expert);
-      out.topkWeights.push_back(static_cast<float>(1.0 - fraction(bits(100))));
+      out.topkWeights.push_back(static_cast<float>(1.0 - fraction(bits(1002))));
     }
   }
   return out;

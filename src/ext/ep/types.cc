@@ -1,7 +1,7 @@
+#include <algorithm>
+
 #include <mscclpp/errors.hpp>
 #include <mscclpp/ext/ep/types.hpp>
-
-#include <algorithm>
 
 namespace mscclpp::ep {
 

@@ -123,7 +123,7 @@ struct DispatchResult {
 struct CombineRequest {
   Tensor x;  ///< bf16 [rows, hidden]: the experts' output, in the order of the dispatch
   DispatchHandle handle;
-  Tensor topkWeights;  ///< optional: f32 [rows, topk], summed beside x
+  Tensor topkWeights;   ///< optional: f32 [rows, topk], summed beside x
   Tensor bias0, bias1;  ///< optional: bf16 [tokens, hidden], added in fp32
   Config config;
   StreamOrder order;

@@ -12,16 +12,16 @@ namespace mscclpp::ep {
 
 /// What a wait was for; the host turns it into words (failure_text.cc).
 enum class WaitWhat : std::uint32_t {
-  counts = 1,      ///< a peer's token counts in notify
-  dispatchEntry,   ///< a peer's dispatch kernel to start
-  dispatchDone,    ///< a peer's rows to arrive
-  combineEntry,    ///< a peer's combine kernel to start
-  combineChunk,    ///< a chunk of a peer's staged rows
-  combineDone,     ///< a peer to finish reading
-  pipeline,        ///< a stage of a block's own pipeline: an internal error
-  shapeMismatch,   ///< not a wait: a peer's call differs in shape (expected, seen = signatures)
-  overflow,        ///< not a wait: more rows than numWorstTokens (expected = limit, seen = rows)
-  invalidExpert,   ///< not a wait: a topk index out of range (seen = the index)
+  counts = 1,     ///< a peer's token counts in notify
+  dispatchEntry,  ///< a peer's dispatch kernel to start
+  dispatchDone,   ///< a peer's rows to arrive
+  combineEntry,   ///< a peer's combine kernel to start
+  combineChunk,   ///< a chunk of a peer's staged rows
+  combineDone,    ///< a peer to finish reading
+  pipeline,       ///< a stage of a block's own pipeline: an internal error
+  shapeMismatch,  ///< not a wait: a peer's call differs in shape (expected, seen = signatures)
+  overflow,       ///< not a wait: more rows than numWorstTokens (expected = limit, seen = rows)
+  invalidExpert,  ///< not a wait: a topk index out of range (seen = the index)
 };
 
 /// What every collective kernel knows.
@@ -37,11 +37,11 @@ struct GroupArgs {
 struct ExpertArgs {
   int experts = 0;
   int perRank = 1;
-  int localExperts = 0;             ///< of this rank
-  const std::int32_t* rankOf = nullptr;    ///< [experts]
-  const std::int32_t* indexOf = nullptr;   ///< [experts] index on that rank
-  const std::int32_t* listed = nullptr;    ///< [experts] experts ordered by (rank, index)
-  const std::int32_t* firstOf = nullptr;   ///< [ranks + 1] into `listed`
+  int localExperts = 0;                   ///< of this rank
+  const std::int32_t* rankOf = nullptr;   ///< [experts]
+  const std::int32_t* indexOf = nullptr;  ///< [experts] index on that rank
+  const std::int32_t* listed = nullptr;   ///< [experts] experts ordered by (rank, index)
+  const std::int32_t* firstOf = nullptr;  ///< [ranks + 1] into `listed`
 };
 
 struct LayoutArgs {
@@ -59,32 +59,34 @@ struct LayoutArgs {
 /// Notify's answer for the host, in pinned memory. `sequence` is released last.
 struct NotifyResult {
   std::uint32_t sequence;
-  std::int32_t badRank;         ///< rank whose call is refused, -1 = none
-  std::uint32_t badWhat;        ///< WaitWhat::shapeMismatch or invalidExpert
+  std::int32_t badRank;   ///< rank whose call is refused, -1 = none
+  std::uint32_t badWhat;  ///< WaitWhat::shapeMismatch or invalidExpert
   std::int32_t recvRows;
   std::uint64_t badExpected;
   std::uint64_t badSeen;
-  std::int32_t maxTokens;       ///< largest token count of any rank
-  std::int32_t maxRecvRows;     ///< largest receive count of any rank
-  std::int32_t perExpert[1];    ///< [local experts], as received
+  std::int32_t maxTokens;     ///< largest token count of any rank
+  std::int32_t maxRecvRows;   ///< largest receive count of any rank
+  std::int32_t perExpert[1];  ///< [local experts], as received
 };
 
 struct NotifyArgs {
   GroupArgs group;
   ExpertArgs experts;
-  const std::uint8_t* isTokenInRank = nullptr;       ///< [tokens, ranks]
-  const std::int32_t* tokensPerExpert = nullptr;     ///< [experts]
-  const std::int64_t* topkIdx = nullptr;             ///< optional, checked for range
+  const std::uint8_t* isTokenInRank = nullptr;    ///< [tokens, ranks]
+  const std::int32_t* tokensPerExpert = nullptr;  ///< [experts]
+  const std::int64_t* topkIdx = nullptr;          ///< optional, checked for range
   int tokens = 0;
   int topk = 0;
-  std::uint64_t signature = 0;  ///< of (hidden, dtype, topk, experts, ...)
-  std::int32_t* position = nullptr;   ///< out [tokens, ranks]: index among my rows there, -1
-  std::int32_t* sendCount = nullptr;  ///< out [ranks]
-  std::int32_t* sendStart = nullptr;  ///< out [ranks]: row of my first token at that rank
-  std::int32_t* rankOffset = nullptr; ///< out [ranks + 1]: my rows by source rank
+  std::uint64_t signature = 0;            ///< of (hidden, dtype, topk, experts, ...)
+  std::int32_t* position = nullptr;       ///< out [tokens, ranks]: index among my rows there, -1
+  std::int32_t* sendCount = nullptr;      ///< out [ranks]
+  std::int32_t* sendStart = nullptr;      ///< out [ranks]: row of my first token at that rank
+  std::int32_t* rankOffset = nullptr;     ///< out [ranks + 1]: my rows by source rank
   std::int32_t* recvPerExpert = nullptr;  ///< out [local experts]
-  NotifyResult* result = nullptr;     ///< pinned
+  NotifyResult* result = nullptr;         ///< pinned
   std::uint32_t sequence = 0;
+  /// False: nobody reads `result` in time, so what is refused becomes a failure of the group.
+  bool hostWaits = true;
 };
 
 /// Where this rank's received rows go in this launch.
@@ -101,7 +103,7 @@ struct DispatchArgs {
   std::uint32_t rowBytes = 0;
   std::uint32_t partBytes = 0;  ///< bulk copies move at most this; a multiple of 16
   const char* scales = nullptr;
-  int scaleCount = 0;  ///< 4-byte scales per row
+  int scaleCount = 0;                                       ///< 4-byte scales per row
   std::int64_t scaleTokenStride = 0, scaleBlockStride = 0;  ///< in scales
   const std::int64_t* topkIdx = nullptr;
   const float* topkWeights = nullptr;
@@ -112,7 +114,7 @@ struct DispatchArgs {
   const std::int32_t* rankOffset = nullptr;  ///< for the tail of worst-case outputs
   RecvWindow window;
   std::uint64_t signature = 0;
-  bool bulk = true;          ///< rows are 16-byte multiples at 16-byte addresses
+  bool bulk = true;  ///< rows are 16-byte multiples at 16-byte addresses
   /// Worst case: rows of the outputs. recvTopkIdx of unused rows becomes -1; more rows is an error.
   std::int64_t rowLimit = 0;
 };
@@ -122,8 +124,8 @@ struct CombineArgs {
   const char* y = nullptr;  ///< [rows, rowBytes] experts' output
   std::uint32_t rowBytes = 0;
   std::uint32_t partBytes = 0;
-  bool staged = false;      ///< y is not in the heap
-  std::uint64_t heapOffset = 0;  ///< of y (in place) or of the staging area
+  bool staged = false;             ///< y is not in the heap
+  std::uint64_t heapOffset = 0;    ///< of y (in place) or of the staging area
   const float* weights = nullptr;  ///< [rows, topk], optional
   int topk = 0;
   const char* bias0 = nullptr;
@@ -137,7 +139,7 @@ struct CombineArgs {
   CombineStaging staging;
   std::uint64_t stagingOffset = 0;  ///< heap offset of the staging area (weights, staged rows)
   std::uint64_t signature = 0;
-  char* out = nullptr;        ///< [tokens, rowBytes]
+  char* out = nullptr;          ///< [tokens, rowBytes]
   float* outWeights = nullptr;  ///< [tokens, topk]
 };
 
@@ -150,7 +152,7 @@ struct CopyRowsArgs {
   const std::int32_t* position = nullptr;
   const std::int32_t* sendStart = nullptr;
   std::uint64_t heapOffset = 0;  ///< of the rows at every receiver
-  bool pull = false;  ///< read rows from there into x instead (combine's roofline)
+  bool pull = false;             ///< read rows from there into x instead (combine's roofline)
 };
 
 /// Kernels of the intranode family for one platform.

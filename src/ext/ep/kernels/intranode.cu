@@ -6,15 +6,17 @@
 #include "intranode/layout.cuh"
 #include "intranode/notify.cuh"
 
-/// Launchers of the intranode kernels. Compiled by nvcc for CUDA, and through cpu_entry.cc by the host
-/// compiler for the CPU platform.
+/// Launchers of the intranode kernels. Compiled by nvcc for CUDA, and through cpu_entry.cc by the
+/// host compiler for the CPU platform.
 namespace mscclpp::ep::MSCCLPP_PLATFORM_NS {
 namespace {
 
 constexpr int kWeightThreads = 256;
 constexpr int kCopyThreads = 32;
 
-unsigned asBlocks(int blocks) { return static_cast<unsigned>(blocks); }
+unsigned asBlocks(int blocks) {
+  return static_cast<unsigned>(blocks);
+}
 
 template <class Shape>
 constexpr unsigned dispatchThreads() {
@@ -55,8 +57,7 @@ void launchLayout(const LayoutArgs& args, void* stream) {
   const int wanted = (args.tokens + threads - 1) / threads;
   const int blocks = wanted < 1 ? 1 : (wanted < 64 ? wanted : 64);
   launch<layoutKernel, kLayoutThreads>(
-      {asBlocks(blocks), kLayoutThreads,
-       LayoutHistogram::bytes(args.experts.experts, args.ranks)},
+      {asBlocks(blocks), kLayoutThreads, LayoutHistogram::bytes(args.experts.experts, args.ranks)},
       static_cast<NativeStream>(stream), args);
 }
 
@@ -102,8 +103,8 @@ void prepareAll() {
   prepare<notifyKernel, kNotifyThreads, NotifyArgs>(sizeof(NotifyShared));
   prepare<dispatchKernel<WideRows>, static_cast<int>(dispatchThreads<WideRows>()), DispatchArgs>(
       kSharedBytes);
-  prepare<dispatchKernel<NarrowRows>, static_cast<int>(dispatchThreads<NarrowRows>()), DispatchArgs>(
-      kSharedBytes);
+  prepare<dispatchKernel<NarrowRows>, static_cast<int>(dispatchThreads<NarrowRows>()),
+          DispatchArgs>(kSharedBytes);
   prepare<stageWeightsKernel, kWeightThreads, CombineArgs>(0);
   prepare<combineKernel<InPlace>, static_cast<int>(combineThreads<InPlace>()), CombineArgs>(
       kSharedBytes);
@@ -115,9 +116,9 @@ void prepareAll() {
 }  // namespace
 
 const IntranodeKernels& intranodeKernels() {
-  static const IntranodeKernels kernels{prepareAll,     dispatchPart,       combinePart,
-                                        launchLayout,   launchNotify,       launchDispatch,
-                                        launchStageWeights, launchCombine,  launchCopyRows};
+  static const IntranodeKernels kernels{prepareAll,         dispatchPart,  combinePart,
+                                        launchLayout,       launchNotify,  launchDispatch,
+                                        launchStageWeights, launchCombine, launchCopyRows};
   return kernels;
 }
 

@@ -16,21 +16,25 @@ inline constexpr int kChunkRows = 8;
 /// Chunk flags per pair of ranks: bounds the tokens of one combine wave.
 inline constexpr int kMaxChunks = 4096;
 
-constexpr std::size_t alignUp(std::size_t n, std::size_t to) { return (n + to - 1) / to * to; }
-constexpr std::size_t ceilDiv(std::size_t n, std::size_t by) { return (n + by - 1) / by; }
+constexpr std::size_t alignUp(std::size_t n, std::size_t to) {
+  return (n + to - 1) / to * to;
+}
+constexpr std::size_t ceilDiv(std::size_t n, std::size_t by) {
+  return (n + by - 1) / by;
+}
 
 /// What a rank tells a peer when its kernel starts: where the peer finds or puts rows. Written by
 /// the peer's payload first, `epoch` last with a release; valid until the writer's next kernel,
 /// which cannot start before the reader has finished this one.
 struct alignas(kLineBytes) EntryPacket {
   std::uint32_t epoch;
-  std::uint32_t staged;        ///< combine: rows come chunk by chunk, flags in `chunks`
-  std::uint64_t base;          ///< heap offset of row `rowBegin`
-  std::uint64_t weights;       ///< combine: heap offset of the weights of row `weightsBegin`
-  std::int64_t rowBegin;       ///< first row of this window
+  std::uint32_t staged;   ///< combine: rows come chunk by chunk, flags in `chunks`
+  std::uint64_t base;     ///< heap offset of row `rowBegin`
+  std::uint64_t weights;  ///< combine: heap offset of the weights of row `weightsBegin`
+  std::int64_t rowBegin;  ///< first row of this window
   std::int64_t weightsBegin;
-  std::int64_t rows;           ///< rows of this window; the receive layout's capacity
-  std::uint64_t signature;     ///< of the call's shape: unequal calls are refused, not mixed
+  std::int64_t rows;        ///< rows of this window; the receive layout's capacity
+  std::uint64_t signature;  ///< of the call's shape: unequal calls are refused, not mixed
 };
 static_assert(sizeof(EntryPacket) == kLineBytes);
 
@@ -47,7 +51,7 @@ struct PeerBox {
 
 /// Words only this rank's own kernels touch.
 struct alignas(kLineBytes) LocalWords {
-  std::uint32_t epoch;         ///< of the last finished kernel
+  std::uint32_t epoch;  ///< of the last finished kernel
   std::uint32_t blocksDone;
   std::uint32_t ticket;        ///< next chunk of work
   std::uint32_t scanned;       ///< notify: ranks counted
@@ -74,14 +78,17 @@ struct MemoryPlan {
     return sizeof(LocalWords) + static_cast<std::size_t>(peer) * sizeof(PeerBox);
   }
   constexpr std::size_t countsRowBytes() const {
-    return alignUp(sizeof(CountsHeader) + (static_cast<std::size_t>(ranks) +
-                                           static_cast<std::size_t>(maxExpertsPerRank)) * 4,
-                   kLineBytes);
+    return alignUp(
+        sizeof(CountsHeader) +
+            (static_cast<std::size_t>(ranks) + static_cast<std::size_t>(maxExpertsPerRank)) * 4,
+        kLineBytes);
   }
   /// Two tables, used in turn: a rank may be one notify ahead of a reader, never two.
   constexpr std::size_t countsRow(unsigned parity, int source) const {
-    return peerBox(ranks) + (static_cast<std::size_t>(parity & 1u) * static_cast<std::size_t>(ranks) +
-                             static_cast<std::size_t>(source)) * countsRowBytes();
+    return peerBox(ranks) +
+           (static_cast<std::size_t>(parity & 1u) * static_cast<std::size_t>(ranks) +
+            static_cast<std::size_t>(source)) *
+               countsRowBytes();
   }
   constexpr std::size_t chunkFlags(int source) const {
     return countsRow(0, 0) + 2 * static_cast<std::size_t>(ranks) * countsRowBytes() +
@@ -112,14 +119,12 @@ struct RecvLayout {
   constexpr std::size_t sourceTokens() const {
     return topkWeights() + alignUp(rows * topk * 4, kTensorAlign);
   }
-  constexpr std::size_t total() const {
-    return sourceTokens() + alignUp(rows * 4, kTensorAlign);
-  }
-  /// The largest window that fits into `bytes`.
+  constexpr std::size_t total() const { return sourceTokens() + alignUp(rows * 4, kTensorAlign); }
+  constexpr std::uint64_t bytesPerRow() const { return rowBytes + scaleBytes + topk * 12 + 4; }
+  /// Rows of the largest window that fits into `bytes`.
   static constexpr std::uint64_t rowsThatFit(std::uint64_t bytes, RecvLayout shape) {
-    const std::uint64_t perRow = shape.rowBytes + shape.scaleBytes + shape.topk * 12 + 4;
     const std::uint64_t padding = 5 * kTensorAlign;
-    return bytes > padding ? (bytes - padding) / perRow : 0;
+    return bytes > padding ? (bytes - padding) / shape.bytesPerRow() : 0;
   }
 };
 

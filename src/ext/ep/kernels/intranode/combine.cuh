@@ -3,8 +3,9 @@
 #include "combine_load.cuh"
 
 /// combine: every token's rows are pulled from the ranks that hold them and added in fp32, ranks in
-/// ascending order. A block has Pipes independent pipelines (loader warp, ring, consumer warps), a warp
-/// that sums weights, and, when y is staged, planner, mover and releaser warps (combine_move.cuh).
+/// ascending order. A block has Pipes independent pipelines (loader warp, ring, consumer warps), a
+/// warp that sums weights, and, when y is staged, planner, mover and releaser warps
+/// (combine_move.cuh).
 namespace mscclpp::ep::MSCCLPP_PLATFORM_NS {
 
 template <class Shape>
@@ -16,7 +17,8 @@ struct CombineHead {
   std::uint32_t lastBlock;
 };
 
-/// A block's shared memory: head, sources [ranks], ranges [ranks], the pipes' rings, the mover's ring.
+/// A block's shared memory: head, sources [ranks], ranges [ranks], the pipes' rings, the mover's
+/// ring.
 template <class Shape>
 struct CombineView {
   int ranks;
@@ -31,7 +33,9 @@ struct CombineView {
   }
   constexpr std::size_t ringBytes() const { return Shape::kStages * std::size_t{partBytes}; }
   constexpr std::size_t moveAt() const { return ringsAt() + Shape::kPipes * ringBytes(); }
-  constexpr std::size_t total() const { return moveAt() + Shape::kMoveStages * std::size_t{partBytes}; }
+  constexpr std::size_t total() const {
+    return moveAt() + Shape::kMoveStages * std::size_t{partBytes};
+  }
   static constexpr int stages() { return Shape::kPipes * Shape::kStages + Shape::kMoveStages; }
   static constexpr int moveWarps() { return Shape::kMoveStages > 0 ? 3 : 0; }
   static constexpr int warps() { return Shape::kPipes * (kConsumerWarps + 1) + 1 + moveWarps(); }
@@ -136,7 +140,8 @@ struct RowReducer {
 
 /// Sums the weights of every (token, choice) over the ranks that got the token.
 __device__ inline void sumWeights(const CombineArgs& a, const RowSource* sources) {
-  const std::int64_t end = static_cast<std::int64_t>(a.tokens < a.tokenEnd ? a.tokens : a.tokenEnd) * a.topk;
+  const std::int64_t end =
+      static_cast<std::int64_t>(a.tokens < a.tokenEnd ? a.tokens : a.tokenEnd) * a.topk;
   const std::int64_t begin = static_cast<std::int64_t>(a.tokenBegin) * a.topk;
   const std::int64_t stride = static_cast<std::int64_t>(gridSize()) * 32;
   for (std::int64_t i = begin + blockIndex() * 32 + laneId(); i < end; i += stride) {

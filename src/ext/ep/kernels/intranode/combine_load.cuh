@@ -7,9 +7,9 @@ namespace mscclpp::ep::MSCCLPP_PLATFORM_NS {
 
 /// Where one rank's rows can be read in this launch, from its entry packet.
 struct RowSource {
-  const char* rows;       ///< of row `rowBegin`; null = that rank is missing
-  const float* weights;   ///< of row `weightsBegin`
-  std::int64_t start;     ///< row of this rank's first token there
+  const char* rows;      ///< of row `rowBegin`; null = that rank is missing
+  const float* weights;  ///< of row `weightsBegin`
+  std::int64_t start;    ///< row of this rank's first token there
   std::int64_t rowBegin;
   std::int64_t weightsBegin;
   const std::uint32_t* chunks;  ///< staged: this rank's flags, one per kChunkRows rows; else null
@@ -51,7 +51,7 @@ __device__ inline RowSource awaitRows(const CombineArgs& a, int peer, std::uint3
 /// What the loader tells the consumers about the row in a stage; read at the first row of a unit (a
 /// part of a token).
 struct StageInfo {
-  std::int32_t token;   ///< -1 = the end
+  std::int32_t token;    ///< -1 = the end
   std::uint32_t offset;  ///< of the part within the row
   std::uint32_t bytes;
   std::int32_t rows;  ///< of this unit; 0 = the stage holds no data
@@ -82,8 +82,7 @@ struct RowLoader {
   __device__ void awaitChunk(const RowSource& source, int r, std::int64_t row) {
     const std::int64_t chunk = (row - source.rowBegin) / kChunkRows;
     if (r < 32 && chunk <= delivered) return;
-    waitReached(a.group.wait, source.chunks + chunk, epoch,
-                waitPoint(WaitWhat::combineChunk, r));
+    waitReached(a.group.wait, source.chunks + chunk, epoch, waitPoint(WaitWhat::combineChunk, r));
     waited = true;
     if (r < 32) delivered = chunk;
   }
@@ -128,7 +127,7 @@ struct RowLoader {
       rows += popCount(ballot(lookUp(base, positionAt(token, base)) != nullptr));
     }
     if (any(waited)) {
-      syncWarp();  // lane 0 loads what other lanes have waited for
+      syncWarp();               // lane 0 loads what other lanes have waited for
       fenceProxyAsyncGlobal();  // flags were read by the generic proxy, rows by the async one
       waited = false;
     }
@@ -144,14 +143,15 @@ struct RowLoader {
       }
     }
   }
-  /// Tokens are dealt to the grid's pipes in groups: reading is fair between SMs, so that fixed shares
-  /// finish together (docs/kernels.md). Positions are loaded one token ahead.
+  /// Tokens are dealt to the grid's pipes in groups: reading is fair between SMs, so that fixed
+  /// shares finish together (docs/kernels.md). Positions are loaded one token ahead.
   __device__ void run(int pipe) {
     const std::int64_t stride =
         static_cast<std::int64_t>(gridSize()) * Shape::kPipes * Shape::kGroupTokens;
     const std::int64_t end = a.tokens < a.tokenEnd ? a.tokens : a.tokenEnd;
-    std::int64_t group = a.tokenBegin + (static_cast<std::int64_t>(blockIndex()) * Shape::kPipes + pipe) *
-                                            Shape::kGroupTokens;
+    std::int64_t group =
+        a.tokenBegin +
+        (static_cast<std::int64_t>(blockIndex()) * Shape::kPipes + pipe) * Shape::kGroupTokens;
     std::int64_t token = group;
     if (static_cast<int>(laneId()) < a.group.ranks) own = sources[laneId()];
     fenceProxyAsyncGlobal();  // rows in place: their owners' entry flags were read by this block

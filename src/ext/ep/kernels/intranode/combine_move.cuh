@@ -4,8 +4,8 @@
 #include "tuning.cuh"
 
 /// Combine's staging side: when the experts' output is an ordinary tensor, the rows of other ranks'
-/// tokens are copied into this rank's staging area, kChunkRows at a time, and one flag per chunk tells
-/// the rank that pulls them. Three warps per block: planner, mover, releaser.
+/// tokens are copied into this rank's staging area, kChunkRows at a time, and one flag per chunk
+/// tells the rank that pulls them. Three warps per block: planner, mover, releaser.
 namespace mscclpp::ep::MSCCLPP_PLATFORM_NS {
 
 /// Chunks a planner may be ahead of the releaser.
@@ -64,8 +64,8 @@ __device__ __forceinline__ int chunksOf(RowRange range) {
   return (range.end - range.begin + kChunkRows - 1) / kChunkRows;
 }
 
-/// Draws chunks by ticket: the t-th ticket is chunk t / destinations of destination t % destinations,
-/// so that all peers are served evenly. `ranges`: [destinations].
+/// Draws chunks by ticket: the t-th ticket is chunk t / destinations of destination t %
+/// destinations, so that all peers are served evenly. `ranges`: [destinations].
 __device__ inline void planMoves(const CombineArgs& a, MoveQueue& queue, const RowRange* ranges) {
   const GroupArgs& g = a.group;
   const int destinations = g.ranks - 1;
@@ -109,8 +109,8 @@ __device__ inline void planMoves(const CombineArgs& a, MoveQueue& queue, const R
   }
 }
 
-/// The mover: one thread with a ring, as in dispatch. A chunk's rows are contiguous on both sides, so it
-/// moves in units of partBytes, whatever the rows' size.
+/// The mover: one thread with a ring, as in dispatch. A chunk's rows are contiguous on both sides,
+/// so it moves in units of partBytes, whatever the rows' size.
 template <class Shape>
 __device__ void moveChunks(const CombineArgs& a, MoveQueue& queue, Mbarrier* full, char* ring) {
   unsigned loadChunk = 0, storeChunk = 0;  // chunks opened, chunks stored
@@ -190,8 +190,8 @@ __device__ void moveChunks(const CombineArgs& a, MoveQueue& queue, Mbarrier* ful
   arrive(&queue.moved[loadChunk % kMoveQueue]);  // the end mark
 }
 
-/// A release at system scope takes a microsecond or more, which the mover must not lose. The mbarrier
-/// hands the mover's completed writes over, the release passes them on.
+/// A release at system scope takes a microsecond or more, which the mover must not lose. The
+/// mbarrier hands the mover's completed writes over, the release passes them on.
 __device__ inline void releaseChunks(const CombineArgs& a, MoveQueue& queue, std::uint32_t epoch) {
   for (int k = 0;; ++k) {
     const int slot = k % kMoveQueue;
@@ -203,8 +203,8 @@ __device__ inline void releaseChunks(const CombineArgs& a, MoveQueue& queue, std
   }
 }
 
-/// stageWeights: copies the weights of other ranks' tokens into the staging area. Runs before combine
-/// in the same stream; combine's entry packet makes them visible.
+/// stageWeights: copies the weights of other ranks' tokens into the staging area. Runs before
+/// combine in the same stream; combine's entry packet makes them visible.
 __device__ inline void stageWeightsKernel(const CombineArgs& a) {
   const GroupArgs& g = a.group;
   const std::size_t stride = static_cast<std::size_t>(gridSize()) * blockSize();
@@ -214,8 +214,8 @@ __device__ inline void stageWeightsKernel(const CombineArgs& a) {
     const float* from = a.weights + static_cast<std::size_t>(range.begin) * a.topk;
     auto* to = reinterpret_cast<float*>(g.heaps[g.rank] + a.stagingOffset +
                                         a.staging.weights(static_cast<std::uint64_t>(d)));
-    for (std::size_t i = static_cast<std::size_t>(blockIndex()) * blockSize() + threadIndex(); i < n;
-         i += stride) {
+    for (std::size_t i = static_cast<std::size_t>(blockIndex()) * blockSize() + threadIndex();
+         i < n; i += stride) {
       to[i] = from[i];
     }
   }

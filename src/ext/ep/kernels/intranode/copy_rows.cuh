@@ -2,8 +2,8 @@
 
 #include "group.cuh"
 
-/// The roofline of the benchmark: the same rows to the same places by plain bulk copies, one thread and
-/// a ring per block, fixed lists of (token, rank).
+/// The roofline of the benchmark: the same rows to the same places by plain bulk copies, one thread
+/// and a ring per block, fixed lists of (token, rank).
 namespace mscclpp::ep::MSCCLPP_PLATFORM_NS {
 
 inline constexpr int kCopyStages = 8, kCopyAhead = 4;
@@ -22,7 +22,8 @@ __device__ __forceinline__ CopyEnds endsAt(const CopyRowsArgs& a, std::int64_t p
   if (pair >= static_cast<std::int64_t>(a.tokens) * a.group.ranks) return {};
   const std::int32_t position = a.position[pair];
   if (position < 0) return {};
-  const auto at = static_cast<std::uint32_t>(pair), ranks = static_cast<std::uint32_t>(a.group.ranks);
+  const auto at = static_cast<std::uint32_t>(pair),
+             ranks = static_cast<std::uint32_t>(a.group.ranks);
   const std::uint32_t token = at / ranks, r = at - token * ranks;
   const auto row = static_cast<std::size_t>(a.sendStart[r] + position);
   return {const_cast<char*>(a.x) + std::size_t{token} * a.rowBytes,
@@ -64,7 +65,8 @@ struct CopyRing {
 
 __device__ inline void copyRowsKernel(const CopyRowsArgs& a) {
   auto& head = sharedStorage<CopyRowsHead>();
-  char* stages = sharedBytes(alignUp(sizeof(CopyRowsHead), 128), kCopyStages * std::size_t{a.rowBytes});
+  char* stages =
+      sharedBytes(alignUp(sizeof(CopyRowsHead), 128), kCopyStages * std::size_t{a.rowBytes});
   const std::uint32_t epoch = currentEpoch(a.group);
   if (threadIndex() == 0) {
     for (int s = 0; s < kCopyStages; ++s) initMbarrier(&head.full[s], 1);

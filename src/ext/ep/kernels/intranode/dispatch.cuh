@@ -7,10 +7,11 @@
 /// hosts one of its experts. Per pipe one planner warp (dispatch_plan.cuh) and one issuing warp.
 namespace mscclpp::ep::MSCCLPP_PLATFORM_NS {
 
-/// One thread drives the copy engine: loads each row once into the ring, kAhead units early, and stores
-/// it from the same stage to every destination. A unit is a row, or a part of one (WholeRows = false).
-/// The thread's instruction latency per unit is the first limit of a block: no address arithmetic beyond
-/// additions, everything it needs from the planner is one shared-memory load away.
+/// One thread drives the copy engine: loads each row once into the ring, kAhead units early, and
+/// stores it from the same stage to every destination. A unit is a row, or a part of one (WholeRows
+/// = false). The thread's instruction latency per unit is the first limit of a block: no address
+/// arithmetic beyond additions, everything it needs from the planner is one shared-memory load
+/// away.
 template <class Shape, bool WholeRows>
 __device__ void issueRows(const DispatchArgs& a, const DispatchView<Shape>& v, int pipe) {
   PlanQueue& plan = v.head().plan[pipe];

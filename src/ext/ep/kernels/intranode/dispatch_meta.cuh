@@ -62,14 +62,14 @@ __device__ __forceinline__ bool wideScales(const DispatchArgs& a) {
          reinterpret_cast<std::uintptr_t>(a.scales) % 16 == 0;
 }
 
-/// What one lane does for every chunk in its first pass, worked out once: divisions by run-time values
-/// would cost the planner more than the copies.
+/// What one lane does for every chunk in its first pass, worked out once: divisions by run-time
+/// values would cost the planner more than the copies.
 struct LaneShare {
   static constexpr int kScalePasses = 2;
-  int rank;                    ///< of (token, rank) entry `lane`
-  int sourceToken;             ///< token of that entry
-  int topkToken, topkChoice;   ///< of (token, choice) entry `lane`
-  int scalePieces;             ///< 16-byte pieces of a token's scales; 0 = not in 16-byte pieces
+  int rank;                   ///< of (token, rank) entry `lane`
+  int sourceToken;            ///< token of that entry
+  int topkToken, topkChoice;  ///< of (token, choice) entry `lane`
+  int scalePieces;            ///< 16-byte pieces of a token's scales; 0 = not in 16-byte pieces
   int scaleToken[kScalePasses], scalePiece[kScalePasses];
 
   __device__ explicit LaneShare(const DispatchArgs& a) {

@@ -39,7 +39,8 @@ struct DispatchView {
            static_cast<std::size_t>(pipe) * perRank(ranks, kQueueChunks * kChunkTokens * 8);
   }
   constexpr std::size_t rowsAt(int pipe) const {
-    return listsAt(Shape::kPipes) + static_cast<std::size_t>(pipe) * perRank(ranks, kChunkTokens * 4);
+    return listsAt(Shape::kPipes) +
+           static_cast<std::size_t>(pipe) * perRank(ranks, kChunkTokens * 4);
   }
   constexpr std::size_t ringAt() const { return alignUp(rowsAt(Shape::kPipes), 128); }
   constexpr std::size_t total() const {
@@ -67,11 +68,11 @@ struct DispatchView {
 };
 
 /// Places a chunk's tokens: their rows in the receivers' windows into `rows` ([count, ranks], -1 =
-/// none), then lane t lists token t's destinations, remote ranks first and this rank last. Tokens that
-/// go nowhere are left out. Returns the number of tokens kept, on all lanes.
+/// none), then lane t lists token t's destinations, remote ranks first and this rank last. Tokens
+/// that go nowhere are left out. Returns the number of tokens kept, on all lanes.
 template <class Shape>
-__device__ int placeChunk(const DispatchArgs& a, const DispatchView<Shape>& v, int pipe, unsigned slot,
-                          const ChunkLoads& chunk) {
+__device__ int placeChunk(const DispatchArgs& a, const DispatchView<Shape>& v, int pipe,
+                          unsigned slot, const ChunkLoads& chunk) {
   const int ranks = a.group.ranks, lane = static_cast<int>(laneId()), entries = chunk.count * ranks;
   std::int32_t* const rows = v.rows(pipe);
   const auto place = [&](int entry, int r, std::int32_t position) {
@@ -91,8 +92,8 @@ __device__ int placeChunk(const DispatchArgs& a, const DispatchView<Shape>& v, i
   }
   const unsigned kept = ballot(goes);
   if (goes) {
-    const unsigned at = slot * kChunkTokens +
-                        static_cast<unsigned>(popCount(kept & ((1u << lane) - 1)));
+    const unsigned at =
+        slot * kChunkTokens + static_cast<unsigned>(popCount(kept & ((1u << lane) - 1)));
     char** to = v.destinations(pipe, at);
     int n = 0;
     for (int i = 0, r = a.group.rank; i < ranks; ++i) {
@@ -113,8 +114,8 @@ __device__ void planDispatch(const DispatchArgs& a, const DispatchView<Shape>& v
   std::uint32_t* ticket = &localWords(a.group).ticket;
   const LaneShare share(a);
   const auto draw = [&] { return laneId() == 0 ? fetchAddLocalRelaxed(ticket, 1u) : 0u; };
-  // Two tickets ahead: while one chunk is placed, the next one's small rows are being loaded, and the
-  // ticket after it is being drawn.
+  // Two tickets ahead: while one chunk is placed, the next one's small rows are being loaded, and
+  // the ticket after it is being drawn.
   ChunkLoads next = loadChunk(a, share, shuffle(draw(), 0));
   std::uint32_t drawn = draw();
   for (unsigned k = 0;;) {

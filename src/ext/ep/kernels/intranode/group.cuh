@@ -64,8 +64,8 @@ __device__ inline void reportFailure(const WaitControl& wait, WaitPoint point,
 }
 
 /// Tells `peer` where this rank's rows are. Called by one thread per peer.
-__device__ __forceinline__ void publishEntry(const GroupArgs& g, int peer, const EntryPacket& packet,
-                                             std::uint32_t epoch) {
+__device__ __forceinline__ void publishEntry(const GroupArgs& g, int peer,
+                                             const EntryPacket& packet, std::uint32_t epoch) {
   EntryPacket& box = peerBox(g, peer, g.rank).entry;
   box.staged = packet.staged;
   box.base = packet.base;

@@ -33,8 +33,8 @@ __device__ inline void countToken(const LayoutArgs& a, int token, std::int32_t* 
 
 __device__ inline void layoutKernel(const LayoutArgs& a) {
   const int experts = a.experts.experts, bins = experts + a.ranks;
-  auto* histogram = reinterpret_cast<std::int32_t*>(
-      sharedBytes(0, LayoutHistogram::bytes(experts, a.ranks)));
+  auto* histogram =
+      reinterpret_cast<std::int32_t*>(sharedBytes(0, LayoutHistogram::bytes(experts, a.ranks)));
   const int thread = static_cast<int>(threadIndex()), threads = static_cast<int>(blockSize());
   for (int i = thread; i < bins; i += threads) histogram[i] = 0;
   syncBlock();

@@ -145,6 +145,9 @@ __device__ inline void deriveLimits(const NotifyArgs& a, std::uint32_t epoch, bo
       out.badSeen = static_cast<std::uint64_t>(header.invalidExpert);
     }
   }
+  if (out.badRank >= 0 && !a.hostWaits) {
+    reportFailure(g.wait, WaitPoint{out.badWhat, out.badRank}, out.badExpected, out.badSeen);
+  }
   for (int r = 0; r < g.ranks && usable; ++r) {
     int rows = 0;
     for (int s = 0; s < g.ranks; ++s) rows += countsRow(g, g.rank, epoch, s).perRank[r];

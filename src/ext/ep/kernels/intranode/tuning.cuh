@@ -5,8 +5,9 @@
 
 #include <mscclpp/device/device.hpp>
 
-/// Shapes of the pipelines. The CUDA values won the measurements in docs/kernels.md; the CPU platform
-/// runs the same code with few threads, since there a thread costs time and hides no latency.
+/// Shapes of the pipelines. The CUDA values won the measurements in docs/kernels.md; the CPU
+/// platform runs the same code with few threads, since there a thread costs time and hides no
+/// latency.
 namespace mscclpp::ep::MSCCLPP_PLATFORM_NS {
 
 /// What a block may use of a Hopper SM's shared memory.

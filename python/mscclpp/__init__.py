@@ -1,0 +1,1 @@
+"""MSCCL++: communication for GPUs and CPUs. The extensions are in :mod:`mscclpp.ext`."""

@@ -1,0 +1,10 @@
+// The conformance suite of semaphores and memory channels, instantiated for each platform.
+#pragma once
+
+#include "core/device_suite.hpp"
+
+namespace mscclpp::test {
+
+class ChannelSuite : public DeviceSuite {};
+
+}  // namespace mscclpp::test

@@ -1,0 +1,129 @@
+// What is special about the CPU platform.
+#include <dirent.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <mscclpp/device/cpu/runtime.hpp>
+#include <mscclpp/errors.hpp>
+#include <set>
+
+#include "core/device_suite.hpp"
+#include "core/processes.hpp"
+#include "core/ranks.hpp"
+
+namespace mscclpp::test {
+
+INSTANTIATE_TEST_SUITE_P(Platforms, DeviceSuite, testing::Values(Platform::cpu), platformName);
+
+namespace {
+
+TEST(Platform, NamesRoundTrip) {
+  EXPECT_EQ(parsePlatform("cpu"), Platform::cpu);
+  EXPECT_EQ(parsePlatform("cuda"), Platform::cuda);
+  EXPECT_EQ(toString(Platform::cpu), "cpu");
+  EXPECT_EQ(toString(Platform::cuda), "cuda");
+  expectError(ErrorCode::invalidArgument, {"'gpu'", "cpu, cuda"}, [] { parsePlatform("gpu"); });
+}
+
+TEST(Platform, CudaThatIsNotThereIsAClearError) {
+  if (Device::count(Platform::cuda) != 0) GTEST_SKIP() << "this machine has a GPU";
+  expectError(ErrorCode::unsupported, {"cuda device 0", "cpu"}, [] { Device::open(Platform::cuda, 0); });
+}
+
+class CpuDevice : public testing::Test {
+ protected:
+  std::shared_ptr<Device> device_ = Device::open(Platform::cpu);
+};
+
+TEST_F(CpuDevice, TheHostStreamRunsAtOnce) {
+  Stream host = device_->borrowStream(nullptr);
+  EXPECT_EQ(host.native(), nullptr);
+  int a = 0;
+  const int b = 7;
+  device_->copy(&a, &b, sizeof(a), host);
+  EXPECT_EQ(a, 7);
+  device_->fill(&a, 0xFF, sizeof(a), host);
+  EXPECT_EQ(a, -1);
+  bool ran = false;
+  host.runOnHost([&] { ran = true; });
+  EXPECT_TRUE(ran);
+  EXPECT_TRUE(host.record().query());
+  host.synchronize();
+  void* const memory = device_->allocate(100, host);
+  device_->release(memory, host);
+}
+
+TEST_F(CpuDevice, WaitingOnTheHostStreamBlocksTheThread) {
+  Stream host = device_->borrowStream(nullptr);
+  Stream stream = device_->createStream();
+  std::atomic<bool> done = false;
+  std::promise<void> aboutToWait;
+  stream.runOnHost([&] {
+    aboutToWait.get_future().wait();
+    done = true;
+  });
+  const Event event = stream.record();
+  aboutToWait.set_value();
+  host.wait(event);
+  EXPECT_TRUE(done);
+}
+
+TEST_F(CpuDevice, EventsOfTheHostAreTimed) {
+  Stream host = device_->borrowStream(nullptr);
+  Stream stream = device_->createStream();
+  const Event first = host.record();
+  stream.wait(first);
+  const Event second = stream.record();
+  second.synchronize();
+  EXPECT_GE(second.elapsedMs(first), 0.0);
+  EXPECT_LT(second.elapsedMs(first), 60'000.0);
+}
+
+TEST_F(CpuDevice, AFailedStreamIsReportedAndFreesItsMemory) {
+  Stream stream = device_->createStream();
+  void* const memory = device_->allocate(1000, stream);
+  stream.runOnHost([] { fail(ErrorCode::internal, "planted failure"); });
+  device_->release(memory, stream);  // dropped with the stream's work; ASan sees a leak or a double free
+  expectError(ErrorCode::internal, {"planted failure"}, [&] { stream.synchronize(); });
+  expectError(ErrorCode::internal, {"planted failure"}, [&] { device_->checkAsyncErrors(); });
+  static_cast<device::cpu::Stream*>(stream.native())->clearFailure();
+  device_->checkAsyncErrors();
+}
+
+std::set<std::string> namesIn(const char* folder) {
+  std::set<std::string> names;
+  DIR* const directory = ::opendir(folder);
+  while (const dirent* entry = directory == nullptr ? nullptr : ::readdir(directory)) {
+    names.insert(entry->d_name);
+  }
+  if (directory != nullptr) ::closedir(directory);
+  return names;
+}
+
+TEST_F(CpuDevice, AKilledProcessLeavesNothingBehind) {
+  const auto before = namesIn("/dev/shm");
+  Child child("exporter", {"cpu"});
+  const auto handle = fromHex<MemoryHandle>(child.hear());
+  const auto memory = device_->importMemory(handle);
+  child.kill(SIGKILL);
+  EXPECT_EQ(child.wait(), 128 + SIGKILL);
+  // The mapping stays good for who has it; no name is left for anybody else.
+  std::memset(memory.get(), 1, handle.bytes);
+  EXPECT_EQ(namesIn("/dev/shm"), before);
+}
+
+TEST_F(CpuDevice, AReusedDescriptorIsNoticed) {
+  // The exporter closed its memory and something else has its number now.
+  const auto other = device_->allocateExportable(4096);
+  MemoryHandle handle = device_->exportMemory(other.get(), 4096);
+  handle.processRandom ^= 1;  // as if of another process, so that the descriptor is looked up
+  EXPECT_EQ(*static_cast<char*>(device_->importMemory(handle).get()), 0);
+  const int impostor = ::memfd_create("impostor", 0);
+  handle.descriptor = impostor;
+  expectError(ErrorCode::invalidState, {"is gone"}, [&] { device_->importMemory(handle); });
+  ::close(impostor);
+}
+
+}  // namespace
+}  // namespace mscclpp::test

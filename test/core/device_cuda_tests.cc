@@ -1,0 +1,166 @@
+// What is special about CUDA.
+#include <cuda_runtime_api.h>
+
+#include <mscclpp/errors.hpp>
+
+#include "core/device_suite.hpp"
+#include "core/processes.hpp"
+#include "core/ranks.hpp"
+
+namespace mscclpp::test {
+
+INSTANTIATE_TEST_SUITE_P(Platforms, DeviceSuite, testing::Values(Platform::cuda), platformName);
+
+namespace {
+
+class CudaDevice : public testing::Test {
+ protected:
+  void SetUp() override {
+    if (Device::count(Platform::cuda) == 0) GTEST_SKIP() << "no GPU is visible on this machine";
+    device_ = Device::open(Platform::cuda);
+  }
+  /// The first byte.
+  int read(const void* memory, Stream& stream) {
+    const auto host = device_->allocatePinned(1);
+    device_->copy(host.get(), memory, 1, stream);
+    stream.synchronize();
+    return *static_cast<const unsigned char*>(host.get());
+  }
+  std::shared_ptr<Device> device_;
+};
+
+TEST_F(CudaDevice, TheCallersCurrentDeviceStays) {
+  if (Device::count(Platform::cuda) < 2) GTEST_SKIP() << "needs two GPUs";
+  const auto other = Device::open(Platform::cuda, 1);
+  ASSERT_EQ(cudaSetDevice(0), cudaSuccess);
+  Stream stream = other->createStream();
+  const auto memory = other->allocateExportable(64);
+  void* const scratch = other->allocate(64, stream);
+  other->fill(scratch, 1, 64, stream);
+  stream.record().synchronize();
+  other->release(scratch, stream);
+  other->exportMemory(memory.get(), 64);
+  other->allocatePinned(64);
+  other->checkAsyncErrors();
+  stream.synchronize();
+  int current = -1;
+  ASSERT_EQ(cudaGetDevice(&current), cudaSuccess);
+  EXPECT_EQ(current, 0);
+  EXPECT_NE(other->id(), device_->id());
+}
+
+TEST_F(CudaDevice, ThreadsOnTwoGpusAddressEachOther) {
+  if (Device::count(Platform::cuda) < 2) GTEST_SKIP() << "needs two GPUs";
+  const auto other = Device::open(Platform::cuda, 1);
+  const auto memory = other->allocateExportable(4096);
+  const auto imported = device_->importMemory(other->exportMemory(memory.get(), 4096));
+  EXPECT_EQ(imported.get(), memory.get());
+  int possible = 0;
+  ASSERT_EQ(cudaDeviceCanAccessPeer(&possible, 0, 1), cudaSuccess);
+  EXPECT_EQ(possible, 1);
+  // Enabled already: asking again must say so.
+  ASSERT_EQ(cudaSetDevice(0), cudaSuccess);
+  EXPECT_EQ(cudaDeviceEnablePeerAccess(1, 0), cudaErrorPeerAccessAlreadyEnabled);
+  cudaGetLastError();
+}
+
+TEST_F(CudaDevice, TheDefaultStreamMayBeBorrowed) {
+  Stream borrowed = device_->borrowStream(nullptr);
+  EXPECT_EQ(borrowed.native(), nullptr);
+  Stream stream = device_->createStream();
+  const auto memory = device_->allocatePinned(16);
+  device_->fill(memory.get(), 5, 16, borrowed);
+  stream.wait(borrowed.record());
+  stream.synchronize();
+  EXPECT_EQ(*static_cast<char*>(memory.get()), 5);
+}
+
+TEST_F(CudaDevice, OurStreamsDoNotWaitForTheDefaultStream) {
+  Stream standard = device_->borrowStream(nullptr);
+  Stream stream = device_->createStream();
+  const auto memory = device_->allocatePinned(16);
+  Gate gate(standard);
+  device_->fill(memory.get(), 5, 16, stream);
+  stream.synchronize();  // would hang
+  EXPECT_EQ(*static_cast<char*>(memory.get()), 5);
+}
+
+TEST_F(CudaDevice, NothingOfTheHotPathWaitsForAHeldStream) {
+  Stream held = device_->createStream();
+  Stream stream = device_->createStream();
+  Gate gate(held);
+  for (int i = 0; i < 10; ++i) {
+    void* const memory = device_->allocate(1 << 20, stream);
+    device_->fill(memory, 1, 1 << 20, stream);
+    const Event event = stream.record(i % 2 == 0);
+    event.synchronize();
+    device_->release(memory, stream);
+    device_->checkAsyncErrors();
+  }
+  const Event last = held.record();
+  EXPECT_FALSE(last.query());
+}
+
+TEST_F(CudaDevice, RecordingAndWaitingCanBeCaptured) {
+  Stream stream = device_->createStream();
+  Stream side = device_->createStream();
+  const auto memory = device_->allocatePinned(16);
+  ASSERT_EQ(cudaStreamBeginCapture(static_cast<cudaStream_t>(stream.native()),
+                                   cudaStreamCaptureModeGlobal),
+            cudaSuccess);
+  side.wait(stream.record(false));
+  device_->fill(memory.get(), 7, 16, side);
+  device_->checkAsyncErrors();
+  stream.wait(side.record(false));
+  cudaGraph_t graph = nullptr;
+  ASSERT_EQ(cudaStreamEndCapture(static_cast<cudaStream_t>(stream.native()), &graph), cudaSuccess);
+  cudaGraphExec_t executable = nullptr;
+  ASSERT_EQ(cudaGraphInstantiate(&executable, graph, 0), cudaSuccess);
+  EXPECT_EQ(*static_cast<char*>(memory.get()), 0);
+  ASSERT_EQ(cudaGraphLaunch(executable, static_cast<cudaStream_t>(stream.native())), cudaSuccess);
+  stream.synchronize();
+  EXPECT_EQ(*static_cast<char*>(memory.get()), 7);
+  cudaGraphExecDestroy(executable);
+  cudaGraphDestroy(graph);
+}
+
+const RoleRegistration kVisible("visible", [](const std::vector<std::string>&) {
+  tellParent(std::to_string(Device::count(Platform::cuda)));
+  try {
+    tellParent(Device::open(Platform::cuda)->id());
+  } catch (const Error& error) {
+    tellParent(error.what());
+  }
+  return 0;
+});
+
+TEST_F(CudaDevice, InvisibleGpusAreAClearError) {
+  Child child("visible", {}, {"CUDA_VISIBLE_DEVICES="});
+  EXPECT_EQ(child.hear(), "0");
+  EXPECT_NE(child.hear().find("CUDA_VISIBLE_DEVICES"), std::string::npos);
+}
+
+TEST_F(CudaDevice, TheIdDoesNotDependOnTheIndex) {
+  const int last = Device::count(Platform::cuda) - 1;
+  Child child("visible", {}, {fmt::format("CUDA_VISIBLE_DEVICES={}", last)});
+  EXPECT_EQ(child.hear(), "1");
+  EXPECT_EQ(child.hear(), Device::open(Platform::cuda, last)->id());
+}
+
+/// Imports with only the last GPU visible, which may not be the exporter's.
+TEST_F(CudaDevice, ImportWorksWhenTheExportersGpuIsNotVisible) {
+  const int last = Device::count(Platform::cuda) - 1;
+  Stream stream = device_->createStream();
+  const auto memory = device_->allocateExportable(4096);
+  device_->fill(memory.get(), 0x21, 4096, stream);
+  stream.synchronize();
+  Child child("importer", {"cuda", toHex(device_->exportMemory(memory.get(), 4096))},
+              {fmt::format("CUDA_VISIBLE_DEVICES={}", last)});
+  EXPECT_EQ(child.hear(), "right");
+  EXPECT_EQ(read(memory.get(), stream), 0x43);
+  child.tell("end");
+  EXPECT_EQ(child.wait(), 0);
+}
+
+}  // namespace
+}  // namespace mscclpp::test

@@ -1,0 +1,337 @@
+#pragma once
+
+#include <mscclpp/device/device.hpp>
+#include <mscclpp/device/launch.hpp>
+
+/// Kernels with a bug planted in each (Bug = true), and the same kernels without it. They check their own
+/// data and count what is wrong in Memory::errors. Two ranks, two blocks of 64 threads each.
+namespace mscclpp::test::planted {
+
+using namespace mscclpp::device;  // NOLINT: as kernels do
+
+inline constexpr uint32_t kThreads = 64;
+inline constexpr uint32_t kBlocks = 2;
+inline constexpr uint32_t kRow = 256;   // bytes
+inline constexpr uint32_t kRows = 12;
+
+struct Memory {
+  uint32_t data[1024];
+  uint32_t flags[16];
+  uint32_t counter;
+  uint32_t errors;
+  alignas(16) char rows[kRows * kRow];
+  alignas(16) char out[kRows * kRow];
+};
+
+struct Args {
+  Memory* mine;
+  Memory* peer;
+  int rank;
+  WaitControl control;
+};
+
+inline uint32_t slot() { return blockIndex() * kThreads + threadIndex(); }
+inline void expectWord(const Args& args, uint32_t found, uint32_t expected) {
+  if (found != expected) fetchAddRelaxed(&args.mine->errors, 1);
+}
+
+// Where each kernel stands in this file: reports must name a line of it.
+struct Lines {
+  unsigned first;
+  unsigned last;
+};
+
+// ------------------------------------------------------------------ flags between ranks
+
+enum class Flag { Right, Relaxed, Plain, BeforeData, NoBarrier, RelaxedLoad };
+
+inline constexpr unsigned kFlagFirst = __LINE__;
+template <Flag Kind>
+void flags(const Args& args) {
+  const uint32_t block = blockIndex();
+  const uint32_t thread = threadIndex();
+  uint32_t* theirs = &args.peer->flags[block];
+  if (Kind == Flag::BeforeData && thread == 0) storeRelease(theirs, 1);
+  args.peer->data[slot()] = slot() + 7;
+  if (Kind != Flag::NoBarrier && Kind != Flag::BeforeData) syncBlock();
+  if (thread == 0) {
+    if (Kind == Flag::Relaxed) storeRelaxed(theirs, 1);
+    if (Kind == Flag::Plain) *const_cast<volatile uint32_t*>(theirs) = 1;
+    if (Kind != Flag::Relaxed && Kind != Flag::Plain && Kind != Flag::BeforeData) {
+      storeRelease(theirs, 1);
+    }
+    const uint32_t* ours = &args.mine->flags[block];
+    if (Kind == Flag::RelaxedLoad) {
+      waitUntil(args.control, [&] { return loadRelaxed(ours) == 1; }, {1, 1 - args.rank}, ours);
+    } else {
+      waitReached(args.control, ours, 1, {1, 1 - args.rank});
+    }
+  }
+  syncBlock();
+  expectWord(args, args.mine->data[slot()], slot() + 7);
+}
+inline constexpr unsigned kFlagLast = __LINE__;
+
+// Rank 1 pulls what rank 0 has made; without the wait it usually comes late enough.
+inline constexpr unsigned kPullFirst = __LINE__;
+template <bool Bug>
+void pull(const Args& args) {
+  if (args.rank == 0) {
+    args.mine->data[slot()] = slot() + 9;
+    syncBlock();
+    if (threadIndex() == 0) storeRelease(&args.peer->flags[blockIndex()], 1);
+    return;
+  }
+  for (int i = 0; i < 4; ++i) syncBlock();
+  if (!Bug && threadIndex() == 0) {
+    waitReached(args.control, &args.mine->flags[blockIndex()], 1, {2, 0});
+  }
+  syncBlock();
+  expectWord(args, args.peer->data[slot()], slot() + 9);
+}
+inline constexpr unsigned kPullLast = __LINE__;
+
+inline constexpr unsigned kNeverFirst = __LINE__;
+template <bool Bug>
+void neverRaised(const Args& args) {
+  if (threadIndex() == 0) {
+    if (!Bug || args.rank == 1) storeRelease(&args.peer->flags[blockIndex()], 3);
+    waitReached(args.control, &args.mine->flags[blockIndex()], 3, {4, 1 - args.rank});
+  }
+  syncBlock();
+}
+inline constexpr unsigned kNeverLast = __LINE__;
+
+// ------------------------------------------------------------------ inside a warp and a block
+
+enum class Exchange { Right, NoSyncWarpRaw, NoSyncWarpWar, ShuffleAsFence };
+
+inline constexpr unsigned kWarpFirst = __LINE__;
+template <Exchange Kind>
+void warpExchange(const Args& args) {
+  uint32_t* shared = &sharedStorage<uint32_t>() + warpId() * 32;
+  const unsigned lane = laneId();
+  for (uint32_t round = 0; round < 3; ++round) {
+    if (Kind == Exchange::ShuffleAsFence) {
+      // Lane 0 writes, a shuffle "tells" the others. CUDA gives shuffles no memory ordering.
+      if (lane == 0) shared[0] = round + 5;
+      shuffle(lane, 0);
+      expectWord(args, shared[0], round + 5);
+      syncWarp();
+      continue;
+    }
+    shared[lane] = round * 100 + lane;
+    if (Kind != Exchange::NoSyncWarpRaw) syncWarp();
+    expectWord(args, shared[(lane + 1) & 31], round * 100 + ((lane + 1) & 31));
+    if (Kind != Exchange::NoSyncWarpWar) syncWarp();
+  }
+}
+inline constexpr unsigned kWarpLast = __LINE__;
+
+inline constexpr unsigned kBlockFirst = __LINE__;
+template <bool Bug>
+void blockExchange(const Args& args) {
+  uint32_t* shared = &sharedStorage<uint32_t>();
+  const uint32_t thread = threadIndex();
+  for (uint32_t round = 0; round < 3; ++round) {
+    shared[thread] = round * 1000 + thread;
+    syncBlock();
+    expectWord(args, shared[(thread + 33) % kThreads], round * 1000 + (thread + 33) % kThreads);
+    if (!Bug) syncBlock();  // before the next round overwrites it
+  }
+}
+inline constexpr unsigned kBlockLast = __LINE__;
+
+enum class Count { Right, Plain, Split };
+
+inline constexpr unsigned kCountFirst = __LINE__;
+template <Count Kind>
+void counting(const Args& args) {
+  uint32_t* counter = &args.mine->counter;
+  if (Kind == Count::Plain) *counter += 1;
+  if (Kind == Count::Split) storeRelaxed(counter, loadRelaxed(counter) + 1);
+  if (Kind == Count::Right) fetchAddRelaxed(counter, 1);
+}
+inline constexpr unsigned kCountLast = __LINE__;
+
+// ------------------------------------------------------------------ who takes part
+
+enum class Party {
+  Right,
+  DivergentSync,
+  EarlyExit,
+  NamedCount,
+  NamedMismatch,
+  AbsentLane,
+  AbsentSource,
+  NotInMask,
+  Different
+};
+
+inline constexpr unsigned kPartyFirst = __LINE__;
+template <Party Kind>
+void parties(const Args&) {
+  const unsigned lane = laneId();
+  if (Kind == Party::EarlyExit && warpId() == 1) return;
+  if (Kind == Party::NamedCount && warpId() == 0) syncBarrier(1, 64);
+  if (Kind == Party::NamedMismatch) syncBarrier(1, warpId() == 0 ? 64 : 32);
+  if (Kind == Party::AbsentLane && lane < 16) shuffle(lane, 3);
+  if (Kind == Party::AbsentSource && lane < 16) shuffle(lane, 20, 0xFFFFu);
+  if (Kind == Party::NotInMask) ballot(true, 0xFFFFu);
+  if (Kind == Party::Different) {
+    if (lane == 0) {
+      ballot(true);
+    } else {
+      shuffle(lane, 1);
+    }
+  }
+  if (Kind != Party::DivergentSync || warpId() == 0) syncBlock();
+}
+inline constexpr unsigned kPartyLast = __LINE__;
+
+// ------------------------------------------------------------------ bulk copies
+
+enum class Ring {
+  Right,
+  NoFreeWait,
+  NoFullWait,
+  WrongParity,
+  TooFewBytes,
+  TooManyBytes,
+  StagingReused,
+  NoProxyFence,
+  ExitInFlight,
+  NotInitialised,
+  TooManyArrivals,
+  Unaligned,
+  OutsideShared
+};
+
+inline constexpr uint32_t kStages = 2;
+struct RingShared {
+  alignas(128) char in[kStages][kRow];
+  alignas(128) char out[kRow];
+  Mbarrier full[kStages];
+  Mbarrier free[kStages];
+};
+
+inline constexpr unsigned kRingFirst = __LINE__;
+template <Ring Kind>
+void ringLoad(const Args& args, RingShared& shared) {
+  for (uint32_t row = blockIndex(), turn = 0; row < kRows; row += kBlocks, ++turn) {
+    const uint32_t stage = turn % kStages;
+    const uint32_t parity = ((turn / kStages) & 1) ^ (Kind == Ring::WrongParity ? 0u : 1u);
+    if (Kind != Ring::NoFreeWait) waitParity(args.control, &shared.free[stage], parity, {1, -1});
+    const uint32_t expected = Kind == Ring::TooFewBytes    ? kRow - 16
+                              : Kind == Ring::TooManyBytes ? kRow + 16
+                                                           : kRow;
+    arriveExpectBytes(&shared.full[stage], expected);
+    const uint32_t skew = Kind == Ring::Unaligned ? 8 : 0;
+    bulkLoad(shared.in[stage], args.mine->rows + row * kRow + skew,
+             Kind == Ring::OutsideShared ? uint32_t{sizeof(RingShared)} : kRow,
+             &shared.full[stage]);
+  }
+}
+
+template <Ring Kind>
+void ringWork(const Args& args, RingShared& shared) {
+  const unsigned lane = laneId();
+  for (uint32_t row = blockIndex(), turn = 0; row < kRows; row += kBlocks, ++turn) {
+    const uint32_t stage = turn % kStages;
+    if (Kind != Ring::NoFullWait) {
+      waitParity(args.control, &shared.full[stage], (turn / kStages) & 1, {2, -1});
+    }
+    if (Kind != Ring::StagingReused && lane == 0) bulkWaitRead<0>();
+    syncWarp();
+    for (uint32_t i = lane; i < kRow; i += 32) {
+      shared.out[i] = static_cast<char>(shared.in[stage][i] + 1);
+    }
+    if (Kind != Ring::NoProxyFence) fenceProxyAsyncShared();
+    syncWarp();
+    if (lane == 0) arrive(&shared.free[stage]);
+    if (lane == 0 && Kind == Ring::TooManyArrivals) arrive(&shared.free[stage]);
+    if (lane == 0) {
+      bulkStore(args.mine->out + row * kRow, shared.out, kRow);
+      bulkCommit();
+    }
+  }
+  if (lane == 0 && Kind != Ring::ExitInFlight) bulkWait<0>();
+}
+
+template <Ring Kind>
+void ring(const Args& args) {
+  auto& shared = sharedStorage<RingShared>();
+  if (threadIndex() == 0 && Kind != Ring::NotInitialised) {
+    for (uint32_t i = 0; i < kStages; ++i) {
+      initMbarrier(&shared.full[i], 1);
+      initMbarrier(&shared.free[i], 1);
+    }
+    fenceMbarrierInit();
+  }
+  syncBlock();
+  if (warpId() == 1) {
+    ringWork<Kind>(args, shared);
+  } else if (laneId() == 0) {
+    ringLoad<Kind>(args, shared);
+  }
+}
+inline constexpr unsigned kRingLast = __LINE__;
+
+// ------------------------------------------------------------------ memory
+
+enum class Bounds { Right, Global, Shared, Padding, BulkGlobal };
+
+inline constexpr unsigned kBoundsFirst = __LINE__;
+template <Bounds Kind>
+void bounds(const Args& args) {
+  auto& shared = sharedStorage<RingShared>();
+  char* end = reinterpret_cast<char*>(args.mine) + sizeof(Memory);
+  if (threadIndex() != 0 || blockIndex() != 0) return;
+  if (Kind == Bounds::Global) *reinterpret_cast<volatile uint32_t*>(end) = 1;
+  if (Kind == Bounds::Shared) {
+    *(reinterpret_cast<volatile char*>(&shared) + sizeof(RingShared)) = 1;
+  }
+  // The test poisons flags[15] as if it were the gap between two parts of a heap.
+  if (Kind == Bounds::Padding) *const_cast<volatile uint32_t*>(&args.mine->flags[15]) = 1;
+  if (Kind == Bounds::BulkGlobal) {
+    bulkStore(end - 16, shared.out, 32);
+    bulkCommit();
+    bulkWait<0>();
+  }
+}
+inline constexpr unsigned kBoundsLast = __LINE__;
+
+template <bool Bug>
+[[gnu::noinline]] uint32_t eatStack(int depth) {
+  volatile char eaten[1024];
+  eaten[depth % 1024] = static_cast<char>(depth);
+  return depth == 0 ? eaten[0] : eatStack<Bug>(depth - 1) + static_cast<uint32_t>(eaten[depth]);
+}
+template <bool Bug>
+void deepStack(const Args& args) {
+  // Not the lowest thread of the block: below that one is a page that faults at once.
+  if (threadIndex() == 5) args.mine->data[0] = eatStack<Bug>(Bug ? 34 : 4);
+}
+
+template <bool Bug>
+void volatileSpin(const Args& args) {
+  if (blockIndex() == 0 && threadIndex() == 3 && args.rank == 0) {
+    volatile uint32_t* flag = &args.mine->flags[0];
+    while (Bug && *flag == 0) {
+    }
+  }
+}
+
+inline constexpr unsigned kHandFirst = __LINE__;
+template <bool Bug>
+void handLoop(const Args& args) {
+  if (threadIndex() == 0) {
+    if (!Bug) storeRelease(&args.peer->flags[blockIndex()], 1);
+    while (loadAcquire(&args.mine->flags[blockIndex()]) == 0) {
+    }
+  }
+  syncBlock();
+}
+inline constexpr unsigned kHandLast = __LINE__;
+
+}  // namespace mscclpp::test::planted
