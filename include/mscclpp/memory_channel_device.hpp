@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <mscclpp/device/device.hpp>
 #include <mscclpp/device/wait.hpp>
+#include <mscclpp/failure.hpp>
 #include <mscclpp/memory_channel_handle.hpp>
 
 namespace mscclpp {
@@ -33,7 +34,7 @@ struct MemorySemaphoreDevice {
 
   /// Waits for the next signal and consumes it. False once the limit of `control` has passed or a wait
   /// of this rank has failed before; the signal then counts as consumed all the same.
-  __device__ bool wait(const device::WaitControl& control, device::WaitPoint point,
+  __device__ bool wait(const WaitControl& control, WaitPoint point,
                        device::Site site = device::Site::current()) {
     const uint64_t next = *handle.expected + 1;
     *handle.expected = next;
@@ -76,7 +77,7 @@ struct MemoryChannelDevice {
   /// As MemorySemaphoreDevice.
   __device__ void signal() { MemorySemaphoreDevice(handle.semaphore).signal(); }
   __device__ bool poll() { return MemorySemaphoreDevice(handle.semaphore).poll(); }
-  __device__ bool wait(const device::WaitControl& control, device::WaitPoint point,
+  __device__ bool wait(const WaitControl& control, WaitPoint point,
                        device::Site site = device::Site::current()) {
     return MemorySemaphoreDevice(handle.semaphore).wait(control, point, site);
   }

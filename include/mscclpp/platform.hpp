@@ -185,8 +185,27 @@ class Device : public std::enable_shared_from_this<Device> {
   Device(Platform platform, int index) : platform_(platform), index_(index) {}
 
  private:
+  friend class DeviceScope;
+  /// Makes this the calling thread's current device; returns what leave() needs to undo it.
+  virtual int enter() { return 0; }
+  virtual void leave(int /*previous*/) noexcept {}
+
   Platform platform_;
   int index_;
+};
+
+/// Makes `device` current for the calling thread while the object lives, as kernel launches need on
+/// CUDA. Costs nothing on the CPU platform. The device must outlive the scope.
+class DeviceScope {
+ public:
+  explicit DeviceScope(Device& device) : device_(device), previous_(device.enter()) {}
+  ~DeviceScope() { device_.leave(previous_); }
+  DeviceScope(const DeviceScope&) = delete;
+  DeviceScope& operator=(const DeviceScope&) = delete;
+
+ private:
+  Device& device_;
+  int previous_;
 };
 
 }  // namespace mscclpp

@@ -1,7 +1,5 @@
 #include "bench_copy.hpp"
 
-#include <mscclpp/errors.hpp>
-
 namespace mscclpp::ep::cli {
 namespace {
 
@@ -34,10 +32,6 @@ CopyRoofline::CopyRoofline(const BenchOptions& options, const RankContext& conte
   far_ = expectedFar_;
   far_.owner = nullptr;
   far_.data = group_->heap() + group_->plan().pool();
-}
-
-CopyRoofline::~CopyRoofline() {
-  runNoThrow("closing the roofline's group", [&] { group_->close(); });
 }
 
 bool CopyRoofline::possible() const {

@@ -15,11 +15,11 @@ namespace mscclpp::ep::cli {
 /// combine, by plain copies and nothing else. Has a heap of its own.
 class CopyRoofline {
  public:
-  /// Collective. Rows of `rowBytes` bytes, routed as `handle` says. `loop` lends its stream.
+  /// Collective. Rows of `rowBytes` bytes, a multiple of 16.
   CopyRoofline(const BenchOptions& options, const RankContext& context, const RankDevice& device,
                const BenchRouting& routing, std::size_t rowBytes);
-  /// Collective.
-  ~CopyRoofline();
+  /// Collective: waits for all ranks, then unmaps their heaps. Last call.
+  void close() { group_->close(); }
 
   std::size_t rowBytes() const { return rowBytes_; }
   /// False when the copy kernel's ring of rows does not fit into shared memory.

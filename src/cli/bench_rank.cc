@@ -192,17 +192,18 @@ void BenchRank::poison(const Case& data) const {
   device_.stream().synchronize();
 }
 
+CopyRoofline& BenchRank::copyOf(std::size_t rowBytes) {
+  auto& copy = copies_[rowBytes];
+  if (!copy) copy = std::make_unique<CopyRoofline>(options_, context_, device_, routing_, rowBytes);
+  return *copy;
+}
+
 Timing BenchRank::roofline(BenchCase which, const Case& data, int blocks) {
   const std::size_t rowBytes = roundUp(data.rowBytes, 16);
-  if (!copy_ || copy_->rowBytes() != rowBytes) {
-    copyTimes_.clear();
-    copy_.reset();
-    copy_ = std::make_unique<CopyRoofline>(options_, context_, device_, routing_, rowBytes);
-    loop_->alignWith([this] { copy_->align(loop_->comm().native()); });
-  }
-  if (!copy_->possible()) return {};
-  Timing& timing = copyTimes_[{isCombine(which), blocks}];
-  if (!timing.measured) timing = copy_->measure(handle_, isCombine(which), blocks, *loop_);
+  CopyRoofline& copy = copyOf(rowBytes);
+  if (!copy.possible()) return {};
+  Timing& timing = copyTimes_[{rowBytes, isCombine(which), blocks}];
+  if (!timing.measured) timing = copy.measure(handle_, isCombine(which), blocks, *loop_);
   return timing;
 }
 
@@ -248,9 +249,8 @@ BenchReport BenchRank::run() {
   }
   if (options_.flush) {
     // Any row size will do for the kernel that aligns the ranks.
-    copy_ = std::make_unique<CopyRoofline>(options_, context_, device_, routing_,
-                                           static_cast<std::size_t>(options_.hidden) * 2);
-    loop_->alignWith([this] { copy_->align(loop_->comm().native()); });
+    const CopyRoofline& copy = copyOf(static_cast<std::size_t>(options_.hidden) * 2);
+    loop_->alignWith([this, &copy] { copy.align(loop_->comm().native()); });
   }
   for (const BenchCase which : options_.cases) {
     progress_.step(fmt::format("{}: making the data", nameOf(which)));
@@ -260,7 +260,7 @@ BenchReport BenchRank::run() {
       if (which == BenchCase::layout) break;  // chooses its blocks itself
     }
   }
-  copy_.reset();
+  for (const auto& [rowBytes, copy] : copies_) copy->close();
   handle_ = {};
   layout_ = {};
   buffer_->destroy();

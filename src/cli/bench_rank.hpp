@@ -3,7 +3,7 @@
 #include <map>
 #include <memory>
 #include <optional>
-#include <utility>
+#include <tuple>
 #include <vector>
 
 #include <mscclpp/ext/ep/buffer.hpp>
@@ -42,6 +42,7 @@ class BenchRank {
   Outputs callLayout() const;
   void poison(const Case& data) const;
   BenchLine measure(BenchCase which, const Case& data, int blocks);
+  CopyRoofline& copyOf(std::size_t rowBytes);
   Timing roofline(BenchCase which, const Case& data, int blocks);
 
   const BenchOptions& options_;
@@ -52,8 +53,9 @@ class BenchRank {
   BenchData data_;
   std::unique_ptr<Buffer> buffer_;
   std::optional<TimedLoop> loop_;
-  std::unique_ptr<CopyRoofline> copy_;
-  std::map<std::pair<bool, int>, Timing> copyTimes_;  ///< by (pull, blocks), of the present row size
+  /// A roofline by its row size; what it measured by (row size, pull, blocks).
+  std::map<std::size_t, std::unique_ptr<CopyRoofline>> copies_;
+  std::map<std::tuple<std::size_t, bool, int>, Timing> copyTimes_;
   StreamOrder order_;
   Tensor topkIdx_, topkWeights_, expectedCounts_;
   LayoutResult layout_;

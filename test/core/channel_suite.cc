@@ -95,17 +95,16 @@ TEST_P(ChannelSuite, AllPairsOfFourRanksAtOnce) {
   runRanks(kRanks, [&](int rank) {
     TcpBootstrap group(rank, kRanks, id, kLongTimeout);
     const auto device = Device::open(GetParam(), rank % Device::count(GetParam()));
-    // Each pair has memory of its own, so that a message that goes astray is seen.
+    // In step s the partner of r is r ^ s; every step has memory and semaphores of its own.
     std::vector<MemoryChannel> channels;
-    for (int peer = 0; peer < kRanks; ++peer) channels.push_back(channelTo(group, device, peer));
+    for (int step = 1; step < kRanks; ++step) channels.push_back(channelTo(group, device, rank ^ step));
     Report report(*device);
     prepareChannelKernels(*device);
     group.barrier();
-    // Rounds of pairings without a deadlock: in step s the partner of r is r ^ s.
     Stream stream = device->createStream(false, rank);
     for (int step = 1; step < kRanks; ++step) {
       const int peer = rank ^ step;
-      const PingPongArgs args{.channel = channels[static_cast<size_t>(peer)].deviceHandle(),
+      const PingPongArgs args{.channel = channels[static_cast<size_t>(step - 1)].deviceHandle(),
                               .control = {report.record, kLimitNs, rank},
                               .bytes = 512,
                               .inbox = 0,

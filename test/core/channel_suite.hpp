@@ -5,6 +5,6 @@
 
 namespace mscclpp::test {
 
-class ChannelSuite : public DeviceSuite {};
+class ChannelSuite : public PlatformTest {};
 
 }  // namespace mscclpp::test

@@ -16,21 +16,6 @@ namespace mscclpp::test {
 using namespace std::chrono_literals;
 using Bytes = std::vector<unsigned char>;
 
-void DeviceSuite::SetUp() {
-  if (Device::count(GetParam()) == 0) {
-    GTEST_SKIP() << "no device of platform " << toString(GetParam()) << " is visible on this machine";
-  }
-  device_ = Device::open(GetParam());
-}
-
-Bytes DeviceSuite::read(const void* memory, size_t bytes, Stream& stream) {
-  const auto host = device_->allocatePinned(bytes);
-  device_->copy(host.get(), memory, bytes, stream);
-  stream.synchronize();
-  const auto* begin = static_cast<const unsigned char*>(host.get());
-  return {begin, begin + bytes};
-}
-
 namespace {
 
 bool isAligned(const void* memory, size_t alignment) {

@@ -8,19 +8,34 @@
 #include <memory>
 #include <mscclpp/platform.hpp>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace mscclpp::test {
 
-class DeviceSuite : public testing::TestWithParam<Platform> {
+/// Opens device 0 of the platform; skips when there is none.
+class PlatformTest : public testing::TestWithParam<Platform> {
  protected:
-  void SetUp() override;
+  void SetUp() override {
+    if (Device::count(GetParam()) == 0) {
+      GTEST_SKIP() << "no device of platform " << toString(GetParam()) << " is visible here";
+    }
+    device_ = Device::open(GetParam());
+  }
 
   /// `bytes` bytes of device memory, read through the stream.
-  std::vector<unsigned char> read(const void* memory, size_t bytes, Stream& stream);
+  std::vector<unsigned char> read(const void* memory, size_t bytes, Stream& stream) {
+    const auto host = device_->allocatePinned(bytes);
+    device_->copy(host.get(), memory, bytes, stream);
+    stream.synchronize();
+    const auto* begin = static_cast<const unsigned char*>(host.get());
+    return {begin, begin + bytes};
+  }
 
   std::shared_ptr<Device> device_;
 };
+
+class DeviceSuite : public PlatformTest {};
 
 /// Holds a stream until open() is called (or the gate goes).
 class Gate {

@@ -142,7 +142,9 @@ TEST(EpPoolReuse, TensorsOutliveTheBuffer) {
   const World world({.ranks = 2, .tokens = {20}, .topk = 2, .experts = 4});
   std::vector<DispatchResult> kept(2);
   runRanks(2, testOptions(), [&](RankContext& rank) {
-    kept[static_cast<std::size_t>(rank.rank())] = dispatch(rank, world, {.hidden = 64});
+    // The caller's stream ends here: outputs that outlive it must belong to the communication stream.
+    kept[static_cast<std::size_t>(rank.rank())] =
+        dispatch(rank, world, {.hidden = 64, .commStreamOwns = true});
   });
   if (testPlatform() != Platform::cpu) return;
   for (int r = 0; r < 2; ++r) {

@@ -59,6 +59,15 @@ class CudaDevice final : public Device {
   void checkAsyncErrors() override;
 
  private:
+  int enter() override {
+    int previous = 0;
+    cudaTry(cudaGetDevice(&previous), "cudaGetDevice");
+    if (previous != index()) cudaTry(cudaSetDevice(index()), "cudaSetDevice");
+    return previous;
+  }
+  void leave(int previous) noexcept override {
+    if (previous != index()) cudaLog(cudaSetDevice(previous), "cudaSetDevice");
+  }
   static cudaStream_t native(const Stream& stream) { return static_cast<cudaStream_t>(stream.native()); }
   [[noreturn]] void failAllocation(cudaError_t result, const char* what, size_t bytes) const;
   void enablePeerAccess(int owner, const MemoryHandle& handle) const;

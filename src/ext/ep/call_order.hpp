@@ -10,7 +10,10 @@ namespace mscclpp::ep {
 class CallOrder {
  public:
   CallOrder(Group& group, const StreamOrder& order)
-      : group_(group), order_(order), compute_(group.borrow(order.computeStream)) {
+      : scope_(group.device()),
+        group_(group),
+        order_(order),
+        compute_(group.borrow(order.computeStream)) {
     group.comm().wait(order.previousEvent ? order.previousEvent : compute_.record(false));
   }
   /// The native stream that outputs belong to.
@@ -26,6 +29,7 @@ class CallOrder {
   }
 
  private:
+  DeviceScope scope_;  // kernels are launched while this object lives
   Group& group_;
   const StreamOrder& order_;
   Stream compute_;

@@ -86,7 +86,10 @@ Group::Group(std::shared_ptr<Bootstrap> bootstrap, const BufferOptions& options)
   failure_ = device_->allocatePinned(sizeof(FailureRecord));
   notifyResult_ = device_->allocatePinned(sizeof(NotifyResult) +
                                           static_cast<std::size_t>(options_.maxExpertsPerRank) * 4);
-  kernels_->prepare();
+  {
+    const DeviceScope scope(*device_);
+    kernels_->prepare();
+  }
   mapPeers();
 }
 

@@ -63,7 +63,7 @@ struct BufferOptions {
 /// Where a call fits among the caller's own work.
 struct StreamOrder {
   /// The caller's stream (borrowed cudaStream_t; null = host on the CPU platform, the default
-  /// stream on CUDA).
+  /// stream on CUDA). Outputs that belong to it must be dropped before it is destroyed.
   void* computeStream = nullptr;
   /// The communication waits for this event; null = for everything enqueued on computeStream.
   Event previousEvent;

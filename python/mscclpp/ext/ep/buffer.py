@@ -1,0 +1,536 @@
+"""The Buffer: deep_ep's interface to dispatch and combine."""
+
+import collections
+import warnings
+import weakref
+from typing import Any, Deque, List, Optional, Sequence, Tuple, Union
+
+import torch
+import torch.distributed as dist
+
+from . import _cpp
+from .bootstrap import join
+from .config import Config, combine_config, dispatch_config
+from .errors import EpInvalidArgument, EpInvalidState, EpUnsupported
+from .event import EventHandle, EventOverlap
+from .handle import DispatchHandle, native_handle
+from .place import DeviceLike, capturing, choose_place
+from .tensors import dtype_to_cpp, to_cpp, to_torch
+
+TensorOrPair = Union[torch.Tensor, Tuple[torch.Tensor, torch.Tensor]]
+
+
+class Buffer:
+    """Expert-parallel communication among the ranks of a group: dispatch sends every token to the
+    ranks that host its experts, combine brings the experts' outputs back and adds them.
+
+    All ranks make the same calls in the same order; no barrier between calls is ever needed. One
+    thread at a time may use a Buffer. A rank that does not arrive in time gives EpTimeout, which
+    names it, here or (on CUDA) at a later call; the Buffer is of no use after that.
+
+    Attributes:
+        num_sms: blocks per kernel in the recommended configs (class attribute: set_num_sms).
+        rank, group_size, group: of this process in the group.
+        num_nvl_bytes, num_rdma_bytes, low_latency_mode: as passed.
+        device: where the tensors of all calls must be.
+        runtime: the C++ Buffer, None after destroy().
+    """
+
+    num_sms: int = 20
+
+    def __init__(
+        self,
+        group: Optional[dist.ProcessGroup] = None,
+        num_nvl_bytes: int = 0,
+        num_rdma_bytes: int = 0,
+        low_latency_mode: bool = False,
+        num_qps_per_rank: int = 24,
+        allow_nvlink_for_low_latency_mode: bool = True,
+        allow_mnnvl: bool = False,
+        explicitly_destroy: bool = False,
+        enable_shrink: bool = False,
+        comm: Any = None,
+        *,
+        use_fabric: bool = False,
+        device: DeviceLike = None,
+        timeout: Optional[float] = None,
+        bootstrap: Optional[_cpp.Bootstrap] = None,
+        staging_bytes: int = 0,
+        max_experts_per_rank: int = 1024,
+    ) -> None:
+        """Collective. Allocates the memory that peers map, and loads every kernel.
+
+        Arguments:
+            group: the torch.distributed group, of any backend. Used here only.
+            num_nvl_bytes: peer-mapped bytes for staging and for the pool that outputs are taken
+                from; must be equal on all ranks. See Config.get_nvl_buffer_size_hint. More keeps
+                more tensors in the pool, less costs copies, never correctness.
+            num_rdma_bytes: kept as an attribute; nothing needs it among the ranks of one host.
+            low_latency_mode, enable_shrink: True raises EpUnsupported.
+            num_qps_per_rank, allow_nvlink_for_low_latency_mode, allow_mnnvl, use_fabric: accepted
+                with any value; they have no meaning here.
+            explicitly_destroy: destroy() is allowed either way. True warns (ResourceWarning) when
+                the Buffer goes away without it.
+            comm: an mpi4py communicator (or anything with Get_rank, Get_size and allgather), when
+                there is no group.
+            device: where the tensors will be. Without it MSCCLPP_EP_PLATFORM decides, then: the
+                current CUDA device if this build and this machine have one, else the CPU.
+            timeout: seconds that any wait may take, 0 = no limit, None = MSCCLPP_EP_TIMEOUT.
+            bootstrap: a Bootstrap of the C++ module, instead of group or comm.
+            staging_bytes: the part of num_nvl_bytes kept for staging; 0 = a quarter.
+            max_experts_per_rank: at most so many experts on one rank.
+
+        Raises:
+            EpInvalidArgument, EpUnsupported, EpTimeout, EpOutOfMemory, EpCudaError.
+        """
+        del num_qps_per_rank, allow_nvlink_for_low_latency_mode, allow_mnnvl, use_fabric
+        self.runtime: Optional[_cpp.Buffer] = None
+        if low_latency_mode:
+            raise EpUnsupported("low_latency_mode = True: low-latency kernels do not exist yet")
+        if enable_shrink:
+            raise EpUnsupported("enable_shrink = True: it needs low-latency kernels, not there yet")
+        if timeout is not None and timeout < 0:
+            raise EpInvalidArgument(f"timeout = {timeout}: it must be 0 (no limit) or more seconds")
+        self._place = choose_place(device)
+        self.device: torch.device = self._place.device
+        options = _cpp.BufferOptions()
+        options.platform, options.device_index = self._place.platform, self._place.index
+        options.num_nvl_bytes = _whole("num_nvl_bytes", num_nvl_bytes)
+        options.num_rdma_bytes = _whole("num_rdma_bytes", num_rdma_bytes)
+        options.staging_bytes = _whole("staging_bytes", staging_bytes)
+        options.max_experts_per_rank = max_experts_per_rank
+        options.timeout_seconds = -1.0 if timeout is None else float(timeout)
+        limit = 100.0 if timeout is None else float(timeout)
+        joined = join(group, comm, bootstrap, self._place, limit)
+
+        self.group = group if group is not None else comm
+        self.rank: int = joined.rank
+        self.group_size: int = joined.size
+        self.num_nvl_bytes = num_nvl_bytes
+        self.num_rdma_bytes = num_rdma_bytes
+        self.low_latency_mode = low_latency_mode
+        self.explicitly_destroy = explicitly_destroy
+        self.enable_shrink = enable_shrink
+        # Inputs of asynchronous calls, until the communication has read them.
+        self._in_flight: Deque[Tuple[_cpp.Event, List[_cpp.Tensor]]] = collections.deque()
+        self._captured: List[List[_cpp.Tensor]] = []
+        self.runtime = _cpp.Buffer(joined, options)
+
+    def destroy(self) -> None:
+        """Collective. Waits for all enqueued work, then for all ranks, then frees. Later calls
+        raise EpInvalidState; a second destroy() does nothing. Tensors that are still held stay
+        valid."""
+        runtime, self.runtime = self.runtime, None
+        if runtime is not None:
+            runtime.destroy()
+            self._in_flight.clear()
+            self._captured.clear()
+
+    def __del__(self) -> None:
+        runtime = getattr(self, "runtime", None)
+        if runtime is None:
+            return
+        if self.explicitly_destroy:
+            warnings.warn(
+                "a Buffer with explicitly_destroy=True goes away without destroy()",
+                ResourceWarning,
+                stacklevel=2,
+            )
+        # Waits for this rank's work, which reads the inputs in flight, and for no other rank.
+        self.runtime = None
+        del runtime
+        self._in_flight.clear()
+
+    # ---- statics ---------------------------------------------------------------------------
+
+    @staticmethod
+    def is_sm90_compiled() -> bool:
+        """Whether this build has kernels for Hopper GPUs."""
+        return _cpp.is_sm90_compiled()
+
+    @staticmethod
+    def set_num_sms(new_num_sms: int) -> None:
+        """Sets the blocks per kernel of the recommended configs, 1 or more (odd is fine)."""
+        Config(num_sms=new_num_sms)  # refuses bad values
+        Buffer.num_sms = new_num_sms
+
+    @staticmethod
+    def capture() -> EventOverlap:
+        """An event on the current stream (`torch.cuda.current_stream()`, or the host)."""
+        return EventOverlap(EventHandle())
+
+    @staticmethod
+    def get_dispatch_config(num_ranks: int) -> Config:
+        """The recommended Config of dispatch, for any number of ranks."""
+        return dispatch_config(Buffer.num_sms, num_ranks)
+
+    @staticmethod
+    def get_combine_config(num_ranks: int) -> Config:
+        """The recommended Config of combine, for any number of ranks."""
+        return combine_config(Buffer.num_sms, num_ranks)
+
+    @staticmethod
+    def get_low_latency_rdma_size_hint(
+        num_max_dispatch_tokens_per_rank: int, hidden: int, num_ranks: int, num_experts: int
+    ) -> int:
+        """Raises EpUnsupported: there are no low-latency kernels yet."""
+        raise _no_low_latency("get_low_latency_rdma_size_hint")
+
+    # ---- memory and streams ----------------------------------------------------------------
+
+    def get_comm_stream(self) -> Any:
+        """The stream that carries the communication: a `torch.cuda.ExternalStream`, which must not
+        be used after the Buffer is gone; on the CPU, torch's placeholder for a stream."""
+        runtime = self._alive()
+        if not self._place.is_cuda:
+            return torch.cpu.current_stream()
+        return torch.cuda.ExternalStream(runtime.comm_stream(), device=self.device)
+
+    def get_local_buffer_tensor(
+        self,
+        dtype: torch.dtype,
+        size: Optional[torch.Size] = None,
+        offset: int = 0,
+        use_rdma_buffer: bool = False,
+    ) -> torch.Tensor:
+        """Raises EpUnsupported: the buffer holds the library's flags and other tensors."""
+        raise EpUnsupported(
+            "get_local_buffer_tensor: the buffer is not open to callers; empty_in_pool() gives "
+            "peer-mapped memory"
+        )
+
+    def empty_in_pool(
+        self, shape: Sequence[int], dtype: torch.dtype = torch.bfloat16
+    ) -> torch.Tensor:
+        """An uninitialised tensor that peers read in place: let the experts write their output
+        there, and combine needs no staging copy. Local, does not block.
+
+        It belongs to the current stream. When the pool is full the tensor is ordinary memory, and
+        combine stages its rows (in_pool() tells).
+        """
+        runtime = self._alive()
+        cpp_dtype = dtype_to_cpp(dtype, f"dtype = {dtype}")
+        extents = [int(extent) for extent in shape]
+        made = runtime.create_tensor(cpp_dtype, extents, self._place.compute_stream())
+        result = to_torch(made, torch.bool if dtype == torch.bool else None)
+        assert result is not None
+        return result
+
+    def in_pool(self, tensor: torch.Tensor) -> bool:
+        """Whether peers can read this tensor in place."""
+        return self._alive().in_pool(to_cpp("tensor", tensor))
+
+    def create_expert_map(self, rank_of_expert: Sequence[int]) -> _cpp.ExpertMap:
+        """Which rank hosts each expert, when they are not dealt out in equal contiguous blocks. Pass
+        it as expert_map to get_dispatch_layout and dispatch; all ranks must make the same one."""
+        return self._alive().create_expert_map([int(rank) for rank in rank_of_expert])
+
+    # ---- communication ---------------------------------------------------------------------
+
+    def get_dispatch_layout(
+        self,
+        topk_idx: torch.Tensor,
+        num_experts: int,
+        previous_event: Optional[EventOverlap] = None,
+        async_finish: bool = False,
+        allocate_on_comm_stream: bool = False,
+        *,
+        expert_map: Optional[_cpp.ExpertMap] = None,
+    ) -> Tuple[
+        torch.Tensor, Optional[torch.Tensor], torch.Tensor, torch.Tensor, EventOverlap
+    ]:
+        """Counts where this rank's tokens go. Local, does not block (on the CPU, only when
+        async_finish is set).
+
+        Arguments:
+            topk_idx: `[num_tokens, num_topk]` int64; -1 = no selection.
+            num_experts: of all ranks together.
+            previous_event, async_finish, allocate_on_comm_stream: see dispatch.
+            expert_map: see create_expert_map.
+
+        Returns:
+            num_tokens_per_rank: `[num_ranks]` int32.
+            num_tokens_per_rdma_rank: None.
+            num_tokens_per_expert: `[num_experts]` int32.
+            is_token_in_rank: `[num_tokens, num_ranks]` bool.
+            event: after the work; empty unless async_finish.
+        """
+        runtime = self._alive()
+        request, inputs = _cpp.LayoutRequest(), _Inputs()
+        request.topk_idx = inputs.add("topk_idx", topk_idx)
+        request.num_experts = num_experts
+        if expert_map is not None:
+            request.expert_map = expert_map
+        request.order = self._order(previous_event, async_finish, allocate_on_comm_stream)
+        result = runtime.get_dispatch_layout(request)
+        event = self._finish(result.event, async_finish, inputs)
+        return (
+            to_torch(result.num_tokens_per_rank),
+            None,
+            to_torch(result.num_tokens_per_expert),
+            to_torch(result.is_token_in_rank, torch.bool),
+            event,
+        )
+
+    def dispatch(
+        self,
+        x: TensorOrPair,
+        handle: Optional[DispatchHandle] = None,
+        num_tokens_per_rank: Optional[torch.Tensor] = None,
+        num_tokens_per_rdma_rank: Optional[torch.Tensor] = None,
+        is_token_in_rank: Optional[torch.Tensor] = None,
+        num_tokens_per_expert: Optional[torch.Tensor] = None,
+        topk_idx: Optional[torch.Tensor] = None,
+        topk_weights: Optional[torch.Tensor] = None,
+        expert_alignment: int = 1,
+        num_worst_tokens: int = 0,
+        config: Optional[Config] = None,
+        previous_event: Optional[EventOverlap] = None,
+        async_finish: bool = False,
+        allocate_on_comm_stream: bool = False,
+        *,
+        expert_map: Optional[_cpp.ExpertMap] = None,
+    ) -> Tuple[
+        TensorOrPair,
+        Optional[torch.Tensor],
+        Optional[torch.Tensor],
+        Optional[List[int]],
+        Optional[DispatchHandle],
+        EventOverlap,
+    ]:
+        """Sends every token to the ranks that host its experts. Collective. Blocks the host until
+        the counts are known, unless a handle or num_worst_tokens is given.
+
+        Arguments:
+            x: `[num_tokens, hidden]` bfloat16, hidden a multiple of 8; or a pair: float8_e4m3fn and
+                its scales, `[num_tokens, ceil(hidden / 128)]` float32 (or packed int32), any strides.
+            handle: the routing of an earlier dispatch, used again; the routing arguments are then
+                left out.
+            num_tokens_per_rank, is_token_in_rank, num_tokens_per_expert: from get_dispatch_layout.
+            num_tokens_per_rdma_rank: None, always.
+            topk_idx, topk_weights: `[num_tokens, num_topk]` int64 and float32; both or neither.
+            expert_alignment: num_recv_tokens_per_expert_list is rounded up to multiples of this.
+            num_worst_tokens: > 0: no host synchronisation; outputs have this many rows, and
+                recv_topk_idx is -1 in the unused ones. Equal on all ranks, at least the tokens of
+                each rank.
+            config: None = get_dispatch_config(group_size).
+            previous_event: the communication waits for it; None = for all work of the current
+                stream so far.
+            async_finish: the current stream does not wait for the communication; wait for the
+                returned event. Inputs may be dropped at once.
+            allocate_on_comm_stream: outputs belong to the communication stream instead of the
+                current one.
+            expert_map: see create_expert_map.
+
+        Returns:
+            recv_x: `[num_recv_tokens, hidden]`, ordered by (source rank, token); a pair if x is one.
+            recv_topk_idx: `[num_recv_tokens, num_topk]` int64, indices among this rank's experts, -1
+                elsewhere; None without topk_idx and with a handle.
+            recv_topk_weights: likewise, float32, 0 where recv_topk_idx is -1.
+            num_recv_tokens_per_expert_list: rows for each expert of this rank; empty with
+                num_worst_tokens, None with a handle. handle.recv_tokens_per_expert has the counts
+                on the device in every mode.
+            handle: for combine and for cached dispatches; None with a handle.
+            event: after the work; empty unless async_finish.
+        """
+        runtime = self._alive()
+        if num_tokens_per_rdma_rank is not None:
+            raise EpUnsupported(
+                "num_tokens_per_rdma_rank is set: dispatch between nodes does not exist yet; "
+                "get_dispatch_layout returns None for it"
+            )
+        request, inputs = _cpp.DispatchRequest(), _Inputs()
+        x, x_scales = _pair(x)
+        request.x = inputs.add("x", x)
+        if x_scales is not None:
+            request.x_scales = inputs.add("x_scales", x_scales)
+        if handle is not None:
+            if topk_idx is not None or topk_weights is not None:
+                raise EpInvalidArgument(
+                    "a handle brings its routing along: leave topk_idx and topk_weights out"
+                )
+            request.handle = native_handle(handle)
+        else:
+            routing = {
+                "is_token_in_rank": is_token_in_rank,
+                "num_tokens_per_rank": num_tokens_per_rank,
+                "num_tokens_per_expert": num_tokens_per_expert,
+                "topk_idx": topk_idx,
+                "topk_weights": topk_weights,
+            }
+            for name, tensor in routing.items():
+                if tensor is not None:
+                    setattr(request, name, inputs.add(name, tensor))
+            if expert_map is not None:
+                request.expert_map = expert_map
+            request.expert_alignment = expert_alignment
+            request.num_worst_tokens = num_worst_tokens
+        request.config = self.get_dispatch_config(self.group_size) if config is None else config
+        request.order = self._order(previous_event, async_finish, allocate_on_comm_stream)
+        result = runtime.dispatch(request)
+        event = self._finish(result.event, async_finish, inputs)
+        recv_x: Any = to_torch(result.recv_x)
+        if x_scales is not None:
+            recv_x = (recv_x, to_torch(result.recv_x_scales))
+        if handle is not None:
+            return recv_x, None, None, None, None, event
+        return (
+            recv_x,
+            to_torch(result.recv_topk_idx),
+            to_torch(result.recv_topk_weights),
+            list(result.num_recv_tokens_per_expert),
+            DispatchHandle(result.handle, to_torch(result.recv_tokens_per_expert)),
+            event,
+        )
+
+    def combine(
+        self,
+        x: torch.Tensor,
+        handle: DispatchHandle,
+        topk_weights: Optional[torch.Tensor] = None,
+        bias: Optional[TensorOrPair] = None,
+        config: Optional[Config] = None,
+        previous_event: Optional[EventOverlap] = None,
+        async_finish: bool = False,
+        allocate_on_comm_stream: bool = False,
+    ) -> Tuple[torch.Tensor, Optional[torch.Tensor], EventOverlap]:
+        """Brings rows back to the tokens' ranks and adds them there, in float32, in ascending order
+        of the ranks, without weights. Collective, does not block (on the CPU, only when async_finish
+        is set).
+
+        Arguments:
+            x: `[num_recv_tokens, hidden]` bfloat16: the experts' output in the order of recv_x. A
+                tensor of empty_in_pool(), or a recv_x, is read in place.
+            handle: what the dispatch returned.
+            topk_weights: `[num_recv_tokens, num_topk]` float32, added up beside x.
+            bias: one tensor or a pair, `[num_tokens, hidden]` bfloat16, added in float32.
+            config: None = get_combine_config(group_size).
+            previous_event, async_finish, allocate_on_comm_stream: see dispatch.
+
+        Returns:
+            combined_x: `[num_tokens, hidden]` bfloat16.
+            combined_topk_weights: `[num_tokens, num_topk]` float32, or None.
+            event: after the work; empty unless async_finish.
+        """
+        runtime = self._alive()
+        request, inputs = _cpp.CombineRequest(), _Inputs()
+        request.x = inputs.add("x", x)
+        request.handle = native_handle(handle)
+        if topk_weights is not None:
+            request.topk_weights = inputs.add("topk_weights", topk_weights)
+        bias_0, bias_1 = (None, None) if bias is None else _pair(bias)
+        if bias_0 is not None:
+            request.bias_0 = inputs.add("bias", bias_0)
+        if bias_1 is not None:
+            request.bias_1 = inputs.add("bias", bias_1)
+        request.config = self.get_combine_config(self.group_size) if config is None else config
+        request.order = self._order(previous_event, async_finish, allocate_on_comm_stream)
+        result = runtime.combine(request)
+        event = self._finish(result.event, async_finish, inputs)
+        combined = to_torch(result.x)
+        assert combined is not None
+        return combined, to_torch(result.topk_weights), event
+
+    # ---- deep_ep's other families: named, so that callers get a clear answer ----------------
+
+    def internode_dispatch(self, *args: Any, **kwargs: Any) -> Any:
+        """Raises EpUnsupported; call dispatch()."""
+        raise EpUnsupported("internode_dispatch: dispatch between nodes does not exist yet")
+
+    def internode_combine(self, *args: Any, **kwargs: Any) -> Any:
+        """Raises EpUnsupported; call combine()."""
+        raise EpUnsupported("internode_combine: combine between nodes does not exist yet")
+
+    def low_latency_dispatch(self, *args: Any, **kwargs: Any) -> Any:
+        """Raises EpUnsupported."""
+        raise _no_low_latency("low_latency_dispatch")
+
+    def low_latency_combine(self, *args: Any, **kwargs: Any) -> Any:
+        """Raises EpUnsupported."""
+        raise _no_low_latency("low_latency_combine")
+
+    def clean_low_latency_buffer(self, *args: Any, **kwargs: Any) -> None:
+        """Raises EpUnsupported."""
+        raise _no_low_latency("clean_low_latency_buffer")
+
+    # ---- inside ----------------------------------------------------------------------------
+
+    def _alive(self) -> _cpp.Buffer:
+        if self.runtime is None:
+            raise EpInvalidState("the Buffer was destroyed: make a new one to dispatch or combine")
+        if not capturing(self._place):
+            while self._in_flight and self._in_flight[0][0].query():
+                self._in_flight.popleft()
+        return self.runtime
+
+    def _order(
+        self, previous_event: Optional[EventOverlap], async_finish: bool, on_comm_stream: bool
+    ) -> _cpp.StreamOrder:
+        event = getattr(previous_event, "event", previous_event)
+        native = _cpp.Event()
+        if isinstance(event, EventHandle):
+            if event._place.platform == self._place.platform:
+                native = event._native
+            else:  # captured on the other platform: no stream here can wait for it
+                event.synchronize()
+        elif event is not None:
+            raise EpInvalidArgument(
+                f"previous_event is a {type(previous_event).__name__}: it must be an EventOverlap"
+            )
+        return _cpp.StreamOrder(
+            self._place.compute_stream(), native, bool(async_finish), bool(on_comm_stream)
+        )
+
+    def _finish(self, native: _cpp.Event, async_finish: bool, inputs: "_Inputs") -> EventOverlap:
+        """The event to return. Until it is reached by the current stream, somebody must hold the
+        inputs; a synchronous call leaves that to the order of the stream."""
+        if not async_finish:
+            if not self._place.is_cuda:  # everything is done: say at once what went wrong
+                self._alive().check_health()
+            return EventOverlap()
+        held, made_on = inputs.tensors, self._place.compute_stream()
+        if capturing(self._place):
+            self._captured.append(held)  # a replay reads them again
+        else:
+            self._in_flight.append((native, held))
+        myself = weakref.ref(self)
+
+        def on_wait(stream: int) -> None:
+            buffer = myself()
+            if buffer is None:
+                return
+            if stream == made_on and not capturing(buffer._place):
+                held.clear()  # whoever gets the memory next comes after the communication
+            if not buffer._place.is_cuda and buffer.runtime is not None:
+                buffer.runtime.check_health()
+
+        return EventOverlap(EventHandle._of(native, self._place, on_wait))
+
+
+class _Inputs:
+    """The tensors of one call, in the library's form; holding them holds their memory."""
+
+    def __init__(self) -> None:
+        self.tensors: List[_cpp.Tensor] = []
+
+    def add(self, name: str, tensor: torch.Tensor) -> _cpp.Tensor:
+        self.tensors.append(to_cpp(name, tensor))
+        return self.tensors[-1]
+
+
+def _pair(x: Any) -> Tuple[Any, Any]:
+    if not isinstance(x, (tuple, list)):
+        return x, None
+    if len(x) != 2:
+        raise EpInvalidArgument(f"a tuple of {len(x)} was passed: one tensor or a pair is allowed")
+    return x[0], x[1]
+
+
+def _whole(name: str, value: int) -> int:
+    if value != int(value) or value < 0:
+        raise EpInvalidArgument(f"{name} = {value}: it must be a whole number of bytes, 0 or more")
+    return int(value)
+
+
+def _no_low_latency(name: str) -> EpUnsupported:
+    return EpUnsupported(f"{name}: low-latency kernels do not exist yet")

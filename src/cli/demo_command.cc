@@ -1,0 +1,108 @@
+#include <fstream>
+#include <iterator>
+#include <memory>
+
+#include <mscclpp/format.hpp>
+
+#include "commands.hpp"
+#include "default_text.hpp"
+#include "demo.hpp"
+#include "device_memory.hpp"
+
+namespace mscclpp::ep::cli {
+namespace {
+
+constexpr int kMaxRanks = 64, kMaxTokens = 1 << 20, kMaxHidden = 65536, kMaxTopk = 32;
+constexpr int kMaxExperts = 4096, kMaxSms = 1024, kMaxIterations = 1000000;
+
+struct DemoArguments {
+  DemoOptions demo;
+  RankOptions ranks;
+  std::string dtype = "bf16";
+  std::string platform;
+};
+
+std::string readText(const std::string& path) {
+  if (path.empty()) return std::string(defaultText());
+  std::ifstream file(path, std::ios::binary);
+  std::string text((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
+  if (!file.good() && !file.eof()) {
+    throw CLI::ValidationError("--text", fmt::format("cannot read {}", path));
+  }
+  if (text.empty()) {
+    throw CLI::ValidationError("--text", fmt::format("{} is empty: at least 1 byte is needed", path));
+  }
+  return text;
+}
+
+int runDemo(DemoArguments arguments) {
+  ModelShape& shape = arguments.demo.shape;
+  if (shape.hidden % 8 != 0) {
+    throw CLI::ValidationError("--hidden", fmt::format("{} is not a multiple of 8", shape.hidden));
+  }
+  if (shape.experts % shape.ranks != 0) {
+    throw CLI::ValidationError(
+        "--experts", fmt::format("{} is not divisible by the {} ranks (--ranks): allowed are {}, {}, ...",
+                                 shape.experts, shape.ranks, shape.ranks, 2 * shape.ranks));
+  }
+  if (shape.topk > shape.experts) {
+    throw CLI::ValidationError("--topk", fmt::format("{} is more than the {} experts (--experts)",
+                                                     shape.topk, shape.experts));
+  }
+  if (arguments.demo.plantErrorRank >= shape.ranks) {
+    throw CLI::ValidationError("--plant-error", fmt::format("ranks are 0 to {}", shape.ranks - 1));
+  }
+  shape.fp8 = arguments.dtype == "fp8";
+  arguments.demo.text = readText(arguments.demo.textPath);
+  arguments.demo.platform = choosePlatform(arguments.platform);
+  arguments.ranks.ranks = shape.ranks;
+  deviceOfRank(arguments.demo.platform, 0);  // complain once, not on every rank
+  const bool processes = arguments.ranks.processes;
+  return runRanks(arguments.ranks, [&](const RankContext& context) {
+    return runDemoRank(arguments.demo, context, processes);
+  });
+}
+
+}  // namespace
+
+void addDemo(CLI::App& app, const std::vector<std::string>& arguments, Action& action) {
+  auto args = std::make_shared<DemoArguments>();
+  args->ranks.arguments = arguments;
+  DemoOptions& demo = args->demo;
+  ModelShape& shape = demo.shape;
+  CLI::App* command = app.add_subcommand(
+      "demo", "Runs a mixture-of-experts layer over a text on several ranks and checks every value");
+  const auto number = [&](const char* name, int& value, int least, int most, const char* help) {
+    command->add_option(name, value, help)->check(CLI::Range(least, most))->capture_default_str();
+  };
+  command->add_option("--text", demo.textPath, "Text file to read; default: the one that is built in")
+      ->check(CLI::ExistingFile);
+  number("--ranks", shape.ranks, 1, kMaxRanks, "Number of ranks");
+  number("--tokens", shape.tokens, 0, kMaxTokens, "Tokens per rank and iteration; a token is a byte");
+  number("--hidden", shape.hidden, 8, kMaxHidden, "Values per token, a multiple of 8");
+  number("--topk", shape.topk, 1, kMaxTopk, "Experts per token, at most");
+  number("--experts", shape.experts, 1, kMaxExperts, "Experts of all ranks, divisible by the ranks");
+  command
+      ->add_option("--dtype", args->dtype,
+                   "What is dispatched: bf16, or fp8 (e4m3, one fp32 scale per 128 values)")
+      ->check(CLI::IsMember({"bf16", "fp8"}))
+      ->capture_default_str();
+  command
+      ->add_option("--platform", args->platform,
+                   "cpu, or cuda (rank r uses GPU r modulo their number); default: "
+                   "MSCCLPP_EP_PLATFORM, else cuda if there is a GPU")
+      ->check(CLI::IsMember({"cpu", "cuda"}));
+  command->add_flag("--processes", args->ranks.processes,
+                    "Ranks are processes; default: threads of one process");
+  number("--sms", demo.sms, 1, kMaxSms, "Blocks per communication kernel (fewer on cpu)");
+  command->add_option("--seed", shape.seed, "Of embeddings, router and experts")->capture_default_str();
+  number("--iterations", demo.iterations, 1, kMaxIterations,
+         "Times the layer runs, each on the next piece of the text");
+  command->add_option("--plant-error", demo.plantErrorRank, "This rank's experts make one error")
+      ->check(CLI::Range(0, kMaxRanks))
+      ->group("");
+  addMember(*command, args->ranks);
+  command->callback([args, &action] { action = [args] { return runDemo(*args); }; });
+}
+
+}  // namespace mscclpp::ep::cli
