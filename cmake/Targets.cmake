@@ -1,18 +1,5 @@
 # Helpers that give every target of this project the same settings.
 
-# mscclpp_existing(<out> <source>...): the sources that exist. BUILD-UP GUARD, to be removed.
-function(mscclpp_existing out)
-  set(found "")
-  foreach(source IN LISTS ARGN)
-    if(EXISTS "${CMAKE_CURRENT_SOURCE_DIR}/${source}" OR EXISTS "${source}")
-      list(APPEND found "${source}")
-    else()
-      message(STATUS "build-up: ${CMAKE_CURRENT_SOURCE_DIR}/${source} does not exist yet")
-    endif()
-  endforeach()
-  set(${out} "${found}" PARENT_SCOPE)
-endfunction()
-
 # mscclpp_configure_target(<target> [NO_SANITIZER]): include folders, warnings, sanitizer.
 function(mscclpp_configure_target target)
   cmake_parse_arguments(arg "NO_SANITIZER" "" "" ${ARGN})
@@ -36,11 +23,6 @@ function(mscclpp_add_library)
   set(sources ${arg_SOURCES})
   if(MSCCLPP_HAVE_CUDA)
     list(APPEND sources ${arg_CUDA_SOURCES})
-  endif()
-  mscclpp_existing(sources ${sources})
-  if(NOT sources)
-    set(sources "${CMAKE_CURRENT_BINARY_DIR}/${arg_NAME}_placeholder.cc")
-    file(WRITE "${sources}" "// nothing here yet\n")
   endif()
   add_library(${arg_NAME} STATIC ${sources})
   add_library(mscclpp::${arg_NAME} ALIAS ${arg_NAME})

@@ -49,12 +49,6 @@ function(mscclpp_add_test)
   if("${arg_SOURCES}" MATCHES "\\.cu(;|$)" AND NOT MSCCLPP_HAVE_CUDA)
     return()
   endif()
-  # BUILD-UP GUARD, to be removed.
-  mscclpp_existing(existing ${arg_SOURCES})
-  if(NOT "${existing}" STREQUAL "${arg_SOURCES}")
-    return()
-  endif()
-
   add_executable(${arg_NAME} ${arg_SOURCES})
   target_link_libraries(${arg_NAME} PRIVATE ${arg_LIBS} GTest::gmock GTest::gtest_main)
   target_include_directories(${arg_NAME} PRIVATE "${PROJECT_SOURCE_DIR}/test")

@@ -153,7 +153,8 @@ class Device : public std::enable_shared_from_this<Device> {
   virtual void release(void* memory, Stream& stream) noexcept = 0;
 
   /// Copies in stream order between any two addresses that this device or the host can reach. Host
-  /// memory must stay valid until the copy is done. Does not block for pinned or device memory.
+  /// memory must stay valid until the copy is done. Does not block, except on CUDA with host memory that
+  /// is not pinned.
   virtual void copy(void* destination, const void* source, size_t bytes, Stream& stream) = 0;
   /// Sets `bytes` bytes to `value` in stream order.
   virtual void fill(void* memory, uint8_t value, size_t bytes, Stream& stream) = 0;

@@ -180,7 +180,8 @@ Outputs BenchRank::callLayout() const {
 /// overwritten and given back.
 void BenchRank::poison(const Case& data) const {
   constexpr int kPieces = 4;
-  const auto free = static_cast<std::int64_t>(buffer_->poolBytesFree());
+  constexpr std::int64_t kPoolUnit = 256;  // the pool deals out multiples of this
+  const auto free = static_cast<std::int64_t>(buffer_->poolBytesFree()) / kPoolUnit * kPoolUnit;
   const Tensor rest = buffer_->createTensor(DType::u8, {free}, device_.native());
   check(buffer_->inPool(rest), ErrorCode::internal, "the free part of the pool is not in one piece");
   device_.device().fill(rest.data, kPoison, rest.bytes(), device_.stream());

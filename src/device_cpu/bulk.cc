@@ -245,7 +245,7 @@ bool drainCopies(Worker* worker, Block* block) {
     worker->copies[i] = worker->copies.back();
     worker->copies.popBack();
     writeDestination(op);
-    inCopyContext(op, [&] { raceRelease(block->grid->stream->sync); });
+    inCopyContext(op, [&] { raceRelease(block->grid->stream->doneSync); });
     finishCopy(worker, op);
   }
   std::make_heap(worker->copies.begin(), worker->copies.end(), earlier);

@@ -65,7 +65,7 @@ void threadMain() {
     grid->request.entry(grid->args);
     fiber = currentFiber();
     Worker* worker = currentWorker();
-    raceRelease(grid->stream->sync);
+    raceRelease(grid->stream->doneSync);
     finishThread(worker, fiber);
     leaveFinished(worker, fiber);
   }
@@ -358,9 +358,10 @@ void beforeAtomicLoad(const void* address) {
   if (worker == nullptr) return;
   Fiber* fiber = worker->current;
   if (fiber == nullptr || fiber->polling != nullptr) return;
-  mayYield(worker, fiber);
-  fiber->sameLoads = fiber->lastLoad == address ? static_cast<uint16_t>(fiber->sameLoads + 1)
-                                                : uint16_t{0};
+  const bool same = fiber->lastLoad == address;
+  // Inside a hand-written loop only the polls below give way: being preempted would look like progress.
+  if (!(same && fiber->handPolled)) mayYield(worker, fiber);
+  fiber->sameLoads = same ? static_cast<uint16_t>(fiber->sameLoads + 1) : uint16_t{0};
   fiber->lastLoad = address;
   if (fiber->sameLoads < kCallsPerTurn) return;
   // A hand-written loop on one address: let the others run as a wait primitive would.

@@ -251,7 +251,8 @@ struct StreamState : ArenaObject {
   // The home worker's.
   ArenaArray<Block*> blocks;  // kept for the next launch, by index
   void* raceHost = nullptr;   // race detector: context of host functions and events
-  char sync[8] = {};          // race detector: everything the stream has done
+  char sync[8] = {};          // race detector: what happened before the running operation
+  char doneSync[8] = {};      // race detector: what threads that ended did; joins sync with the grid
 };
 
 }  // namespace mscclpp::device::inline cpu::detail

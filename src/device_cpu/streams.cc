@@ -211,6 +211,7 @@ void advanceStream(Worker* worker, StreamState* stream) {
 
 void finishGrid(Grid* grid) {
   StreamState* stream = grid->stream;
+  inStreamContext(stream, [&] { raceAcquire(stream->doneSync); });
   WordLock lock(runtime().lock);
   popFirst(stream);
   if (stream->first == nullptr) {

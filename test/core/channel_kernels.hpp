@@ -40,5 +40,7 @@ void launchPingPong(Device& device, Stream& stream, const PingPongArgs& args);
 void launchSelf(Device& device, Stream& stream, const SelfArgs& args);
 /// Waits for a signal that never comes; *errors counts the waits that said so.
 void launchStuck(Device& device, Stream& stream, const SelfArgs& args);
+/// CUDA only: writes to an address that does not exist.
+void launchIllegalAccess(Device& device, Stream& stream);
 
 }  // namespace mscclpp::test

@@ -8,6 +8,13 @@ namespace {
 
 constexpr device::LaunchShape kShape{.blocks = 1, .threads = kChannelThreads};
 
+struct AddressArgs {
+  uint32_t* address;
+};
+__device__ void writeTo(const AddressArgs& args) {
+  if (device::threadIndex() == 0) *args.address = 1;
+}
+
 /// Launches go to the current device; a test's thread is one rank and keeps its device.
 template <auto Body, class Args>
 void launchOn(Device& device, Stream& stream, const Args& args) {
@@ -31,6 +38,9 @@ void launchSelf(Device& device, Stream& stream, const SelfArgs& args) {
 }
 void launchStuck(Device& device, Stream& stream, const SelfArgs& args) {
   launchOn<&cuda::stuck>(device, stream, args);
+}
+void launchIllegalAccess(Device& device, Stream& stream) {
+  launchOn<&writeTo>(device, stream, AddressArgs{reinterpret_cast<uint32_t*>(0x10)});
 }
 
 }  // namespace mscclpp::test

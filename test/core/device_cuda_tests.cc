@@ -1,8 +1,11 @@
 // What is special about CUDA.
 #include <cuda_runtime_api.h>
 
+#include <cstdlib>
 #include <mscclpp/errors.hpp>
+#include <sstream>
 
+#include "core/channel_kernels.hpp"
 #include "core/device_suite.hpp"
 #include "core/processes.hpp"
 #include "core/ranks.hpp"
@@ -140,9 +143,19 @@ TEST_F(CudaDevice, InvisibleGpusAreAClearError) {
   EXPECT_NE(child.hear().find("CUDA_VISIBLE_DEVICES"), std::string::npos);
 }
 
+/// The variable with which a child sees the device of this process's `index`, and no other.
+std::string onlyVisible(int index) {
+  const char* const own = std::getenv("CUDA_VISIBLE_DEVICES");
+  if (own == nullptr) return fmt::format("CUDA_VISIBLE_DEVICES={}", index);
+  std::stringstream list(own);
+  std::string entry;
+  for (int i = 0; i <= index; ++i) std::getline(list, entry, ',');
+  return "CUDA_VISIBLE_DEVICES=" + entry;
+}
+
 TEST_F(CudaDevice, TheIdDoesNotDependOnTheIndex) {
   const int last = Device::count(Platform::cuda) - 1;
-  Child child("visible", {}, {fmt::format("CUDA_VISIBLE_DEVICES={}", last)});
+  Child child("visible", {}, {onlyVisible(last)});
   EXPECT_EQ(child.hear(), "1");
   EXPECT_EQ(child.hear(), Device::open(Platform::cuda, last)->id());
 }
@@ -155,11 +168,38 @@ TEST_F(CudaDevice, ImportWorksWhenTheExportersGpuIsNotVisible) {
   device_->fill(memory.get(), 0x21, 4096, stream);
   stream.synchronize();
   Child child("importer", {"cuda", toHex(device_->exportMemory(memory.get(), 4096))},
-              {fmt::format("CUDA_VISIBLE_DEVICES={}", last)});
+              {onlyVisible(last)});
   EXPECT_EQ(child.hear(), "right");
   EXPECT_EQ(read(memory.get(), stream), 0x43);
   child.tell("end");
   EXPECT_EQ(child.wait(), 0);
+}
+
+const RoleRegistration kBadKernel("bad-kernel", [](const std::vector<std::string>&) {
+  const auto device = Device::open(Platform::cuda);
+  Stream stream = device->createStream();
+  device->checkAsyncErrors();
+  launchIllegalAccess(*device, stream);
+  const auto said = [](const std::function<void()>& action) {
+    try {
+      action();
+      return std::string("nothing");
+    } catch (const CudaError& error) {
+      return fmt::format("{} {}", error.cudaCode(), error.what());
+    }
+  };
+  tellParent(said([&] { stream.synchronize(); }));
+  tellParent(said([&] { device->checkAsyncErrors(); }));
+  return 0;
+});
+
+TEST_F(CudaDevice, AKernelThatFailsIsReported) {
+  Child child("bad-kernel", {});  // the failure ends the process's use of the GPU
+  for (int i = 0; i < 2; ++i) {
+    const std::string said = child.hear();
+    EXPECT_TRUE(said.starts_with(std::to_string(cudaErrorIllegalAddress) + " ")) << said;
+    EXPECT_NE(said.find("illegal memory access"), std::string::npos) << said;
+  }
 }
 
 }  // namespace

@@ -121,10 +121,10 @@ const std::vector<Planted>& plantedBugs() {
       partyBug<Party::AbsentSource>("AbsentSourceLane", "the source lane does not take part"),
       partyBug<Party::NotInMask>("LaneNotInMask", "the caller's lane is not in the mask"),
       partyBug<Party::Different>("DifferentCollectives", "lanes of one mask are in different"),
-      ringBug<Ring::NoFreeWait>("BulkNoFreeWait", "more arrivals than", "", true),
-      ringBug<Ring::NoFullWait>("BulkNoFullWait", kWrongData, kWrongData, true),
+      ringBug<Ring::NoFreeWait>("BulkNoFreeWait", "more arrivals than", "", false),
+      ringBug<Ring::NoFullWait>("BulkNoFullWait", "", kWrongData, true),
       ringBug<Ring::WrongParity>("BulkWrongParity", "waitParity", "waitParity", false),
-      ringBug<Ring::TooFewBytes>("BulkTooFewBytes", "", "", true),
+      ringBug<Ring::TooFewBytes>("BulkTooFewBytes", "waitParity", "waitParity", false),
       ringBug<Ring::TooManyBytes>("BulkTooManyBytes", "waitParity", "waitParity", false),
       ringBug<Ring::StagingReused>("BulkStagingReused", kNotFound, kWrongData, true),
       ringBug<Ring::NoProxyFence>("BulkNoProxyFence", kWrongData, kWrongData, false),
@@ -176,7 +176,9 @@ class World {
       const size_t room = MSCCLPP_TEST_ASAN ? 0 : kRoom;
       memory_[rank] = static_cast<Memory*>(std::aligned_alloc(16, sizeof(Memory) + room));
       std::memset(memory_[rank], 0, sizeof(Memory) + room);
-      for (uint32_t i = 0; i < kRows * kRow; ++i) memory_[rank]->rows[i] = static_cast<char>(i * 3);
+      for (uint32_t i = 0; i < kRows * kRow; ++i) {
+        memory_[rank]->rows[i] = static_cast<char>(i * 3 + i / kRow);
+      }
 #if MSCCLPP_TEST_ASAN
       __asan_poison_memory_region(&memory_[rank]->flags[15], 4);
 #endif
@@ -248,6 +250,21 @@ INSTANTIATE_TEST_SUITE_P(Device, PlantedBugs, ::testing::ValuesIn(plantedBugs())
 
 #if !MSCCLPP_TEST_TSAN
 
+// Reports without addresses: the heap need not place two runs alike.
+std::string withoutAddresses(const std::string& report) {
+  std::string text;
+  for (size_t i = 0; i < report.size(); ++i) {
+    text += report[i];
+    if (report.compare(i, 3, "0x7") != 0 && report.compare(i, 3, "0x5") != 0 &&
+        report.compare(i, 3, "0x6") != 0) {
+      continue;
+    }
+    const size_t end = report.find_first_not_of("0123456789abcdef", i + 2);
+    if (end != std::string::npos && end - i > 10) i = end - 1;
+  }
+  return text;
+}
+
 std::vector<Planted> foundBy(const char* Planted::*detector) {
   std::vector<Planted> found;
   for (const Planted& bug : plantedBugs()) {
@@ -261,7 +278,8 @@ TEST_P(FifoFinds, Bug) {
   const std::string report = runOnce(GetParam(), true, 1, false);
   EXPECT_NE(report, "");
   EXPECT_THAT(report, HasSubstr(GetParam().fifo));
-  EXPECT_EQ(runOnce(GetParam(), true, 1, false), report) << "the same run gives the same report";
+  EXPECT_EQ(withoutAddresses(runOnce(GetParam(), true, 1, false)), withoutAddresses(report))
+      << "the same run gives the same report";
 }
 INSTANTIATE_TEST_SUITE_P(Device, FifoFinds, ::testing::ValuesIn(foundBy(&Planted::fifo)), bugName);
 
@@ -271,7 +289,8 @@ TEST_P(ChaosFinds, Bug) {
     const std::string report = runOnce(GetParam(), true, seed, true);
     if (report.empty() || report.find(GetParam().chaos) == std::string::npos) continue;
     RecordProperty("seed", std::to_string(seed));
-    EXPECT_EQ(runOnce(GetParam(), true, seed, true), report) << "seed " << seed;
+    EXPECT_EQ(withoutAddresses(runOnce(GetParam(), true, seed, true)), withoutAddresses(report))
+        << "seed " << seed;
     return;
   }
   FAIL() << "40 seeds did not find it";

@@ -228,8 +228,9 @@ void ringLoad(const Args& args, RingShared& shared) {
     arriveExpectBytes(&shared.full[stage], expected);
     const uint32_t skew = Kind == Ring::Unaligned ? 8 : 0;
     bulkLoad(shared.in[stage], args.mine->rows + row * kRow + skew,
-             Kind == Ring::OutsideShared ? uint32_t{sizeof(RingShared)} : kRow,
+             Kind == Ring::OutsideShared ? uint32_t{sizeof(RingShared)} + 16 : kRow,
              &shared.full[stage]);
+    if (Kind == Ring::TooManyArrivals) arrive(&shared.full[stage]);
   }
 }
 
@@ -249,7 +250,6 @@ void ringWork(const Args& args, RingShared& shared) {
     if (Kind != Ring::NoProxyFence) fenceProxyAsyncShared();
     syncWarp();
     if (lane == 0) arrive(&shared.free[stage]);
-    if (lane == 0 && Kind == Ring::TooManyArrivals) arrive(&shared.free[stage]);
     if (lane == 0) {
       bulkStore(args.mine->out + row * kRow, shared.out, kRow);
       bulkCommit();
@@ -304,8 +304,8 @@ inline constexpr unsigned kBoundsLast = __LINE__;
 template <bool Bug>
 [[gnu::noinline]] uint32_t eatStack(int depth) {
   volatile char eaten[1024];
-  eaten[depth % 1024] = static_cast<char>(depth);
-  return depth == 0 ? eaten[0] : eatStack<Bug>(depth - 1) + static_cast<uint32_t>(eaten[depth]);
+  for (auto& byte : eaten) byte = static_cast<char>(depth);
+  return depth == 0 ? eaten[0] : eatStack<Bug>(depth - 1) + static_cast<uint32_t>(eaten[depth % 1024]);
 }
 template <bool Bug>
 void deepStack(const Args& args) {

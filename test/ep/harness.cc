@@ -86,10 +86,12 @@ RankContext::RankContext(std::shared_ptr<Bootstrap> bootstrap, BufferOptions opt
   device_ = Device::open(options.platform, options.deviceIndex);
   // Tensors may outlive this object: their owners keep the stream.
   compute_ = std::make_shared<Stream>(device_->createStream(false, rank_));
+  if (options.platform == Platform::cuda) pinned_ = device_->allocatePinned(kPinnedBytes);
   buffer_ = std::make_unique<Buffer>(std::move(bootstrap), options);
 }
 
 RankContext::~RankContext() {
+  expertMaps_.clear();
   buffer_.reset();
   try {
     compute_->synchronize();  // copies may still read sent_
@@ -122,6 +124,17 @@ void RankContext::copyIn(const Tensor& tensor, const void* values, std::size_t b
   check(bytes == tensor.bytes(), ErrorCode::invalidArgument, "{} takes {} bytes, not {}",
         tensor.describe(), tensor.bytes(), bytes);
   if (bytes == 0) return;
+  if (pinned_) {
+    const std::size_t taken = (bytes + 255) / 256 * 256;
+    if (pinnedUsed_ + taken > kPinnedBytes) sync();
+    if (taken <= kPinnedBytes) {
+      char* at = static_cast<char*>(pinned_.get()) + pinnedUsed_;
+      pinnedUsed_ += taken;
+      std::memcpy(at, values, bytes);
+      device_->copy(tensor.data, at, bytes, *compute_);
+      return;
+    }
+  }
   const std::shared_ptr<char[]> kept(new char[bytes]);
   std::memcpy(kept.get(), values, bytes);
   sent_.emplace_back(kept, kept.get());
@@ -142,12 +155,19 @@ void RankContext::copyOut(const Tensor& tensor, void* values) {
 void RankContext::sync() {
   compute_->synchronize();
   sent_.clear();
+  pinnedUsed_ = 0;
 }
 
 void RankContext::poisonPool() {
   const auto bytes = static_cast<std::int64_t>(buffer_->poolBytesFree());
   const Tensor all = buffer_->createTensor(DType::u8, {bytes}, compute_->native());
   if (buffer_->inPool(all)) device_->fill(all.data, 0xCD, all.bytes(), *compute_);
+}
+
+ExpertMap RankContext::expertMap(const std::vector<int>& rankOfExpert) {
+  ExpertMap& map = expertMaps_[rankOfExpert];
+  if (!map) map = buffer_->createExpertMap(rankOfExpert);
+  return map;
 }
 
 namespace {

@@ -8,6 +8,7 @@
 #include <condition_variable>
 #include <cstring>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -84,6 +85,8 @@ class RankContext {
   void sync();
   /// Fills the whole free pool with 0xCD bytes.
   void poisonPool();
+  /// The explicit map with these hosts, made at the first call (which blocks) and kept.
+  ExpertMap expertMap(const std::vector<int>& rankOfExpert);
 
  private:
   void copyIn(const Tensor& tensor, const void* values, std::size_t bytes);
@@ -94,7 +97,13 @@ class RankContext {
   std::shared_ptr<Device> device_;
   std::shared_ptr<Stream> compute_;
   std::vector<std::shared_ptr<void>> sent_;  ///< host memory that copies may still read
+  /// CUDA: inputs go through here. A pageable copy that is queued behind a pending kernel blocks inside
+  /// the driver, and with it the other ranks that share the GPU, for whom that kernel waits.
+  static constexpr std::size_t kPinnedBytes = std::size_t{16} << 20;
+  std::shared_ptr<void> pinned_;
+  std::size_t pinnedUsed_ = 0;
   std::unique_ptr<Buffer> buffer_;
+  std::map<std::vector<int>, ExpertMap> expertMaps_;
 };
 
 using RankFunction = std::function<void(RankContext&)>;

@@ -129,7 +129,7 @@ std::shared_ptr<const World::AllRows> World::experts(std::uint64_t id, int hidde
 }
 
 ExpertMap expertMapOf(RankContext& rank, const World& world) {
-  return world.mapped() ? rank.buffer().createExpertMap(world.placement().rankOf) : ExpertMap();
+  return world.mapped() ? rank.expertMap(world.placement().rankOf) : ExpertMap();
 }
 
 std::vector<std::uint8_t> inputRows(const World& world, const DispatchCase& call, int rank) {
@@ -196,6 +196,12 @@ void expectTopk(RankContext& rank, const World& world, const DispatchCase& call,
 
 }  // namespace
 
+void expectRows(RankContext& rank, const World& world, const DispatchCase& call,
+                const Tensor& recvX) {
+  expectHead(rank, "recv_x", recvX, expectedRows(world.received(rank.rank()), call, keyedRows),
+             bytesPerRow(call));
+}
+
 void expectDispatch(RankContext& rank, const World& world, const DispatchCase& call,
                     const DispatchResult& result) {
   const Received& expected = world.received(rank.rank());
@@ -204,8 +210,7 @@ void expectDispatch(RankContext& rank, const World& world, const DispatchCase& c
       call.hidden};
   EXPECT_EQ(result.recvX.shape, shape);
   EXPECT_EQ(result.recvX.dtype, call.dtype);
-  expectHead(rank, "recv_x", result.recvX, expectedRows(expected, call, keyedRows),
-             bytesPerRow(call));
+  expectRows(rank, world, call, result.recvX);
   if (call.dtype == DType::e4m3) {
     expectHead(rank, "recv_x_scales", result.recvXScales, expectedRows(expected, call, keyedScales),
                index(scalesPerRow(call.hidden)) * 4);

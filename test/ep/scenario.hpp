@@ -76,6 +76,8 @@ DispatchResult dispatch(RankContext& rank, const World& world, const DispatchCas
 /// Every output, bit for bit. Waits for the rank's compute stream.
 void expectDispatch(RankContext& rank, const World& world, const DispatchCase& call,
                     const DispatchResult& result);
+/// Only that the first rows of `recvX` are the ones that were sent.
+void expectRows(RankContext& rank, const World& world, const DispatchCase& call, const Tensor& recvX);
 
 struct CombineCase {
   std::uint64_t id = 2;

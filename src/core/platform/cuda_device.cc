@@ -5,6 +5,8 @@
 #include <cstring>
 #include <mscclpp/env.hpp>
 #include <mscclpp/errors.hpp>
+#include <mutex>
+#include <set>
 #include <utility>
 
 #include "core/platform/allocations.hpp"
@@ -34,6 +36,23 @@ std::string whyNoDevice(cudaError_t result, int count) {
     return "no GPU is visible: look at nvidia-smi and CUDA_VISIBLE_DEVICES, or use the platform cpu";
   }
   return result == cudaSuccess ? "" : cudaGetErrorString(result);
+}
+
+bool isHostMemory(const void* memory) {
+  cudaPointerAttributes attributes{};
+  cudaTry(cudaPointerGetAttributes(&attributes, memory), "cudaPointerGetAttributes");
+  return attributes.type == cudaMemoryTypeHost || attributes.type == cudaMemoryTypeUnregistered;
+}
+
+/// Peer access is switched on once per process and pair of devices; asking twice is an error to CUDA.
+bool firstAccess(int from, int to) {
+  struct Seen {
+    std::mutex mutex;
+    std::set<std::pair<int, int>> pairs;
+  };
+  static Seen* const seen = new Seen;
+  const std::lock_guard lock(seen->mutex);
+  return seen->pairs.emplace(from, to).second;
 }
 
 class CudaDevice final : public Device {
@@ -99,6 +118,11 @@ CudaDevice::CudaDevice(int index) : Device(Platform::cuda, index) {
   cudaTry(cudaMemPoolCreate(&pool_, &options), "cudaMemPoolCreate");
   uint64_t keepAll = UINT64_MAX;  // memory goes back to the driver only with the pool: no stalls
   cudaTry(cudaMemPoolSetAttribute(pool_, cudaMemPoolAttrReleaseThreshold, &keepAll),
+          "cudaMemPoolSetAttribute");
+  // An allocation on one stream must never make it wait for another: that stream's kernel may itself
+  // wait for work that this allocation is for.
+  int no = 0;
+  cudaTry(cudaMemPoolSetAttribute(pool_, cudaMemPoolReuseAllowInternalDependencies, &no),
           "cudaMemPoolSetAttribute");
   events_ = std::make_shared<CudaEventPool>(index);
 }
@@ -188,6 +212,10 @@ void CudaDevice::release(void* memory, Stream& stream) noexcept {
 void CudaDevice::copy(void* destination, const void* source, size_t bytes, Stream& stream) {
   if (bytes == 0) return;
   const CurrentDevice current(index());
+  // Between two host addresses cudaMemcpyAsync waits for the stream and copies at once.
+  if (isHostMemory(destination) && isHostMemory(source)) {
+    return stream.runOnHost([=] { std::memmove(destination, source, bytes); });
+  }
   cudaTry(cudaMemcpyAsync(destination, source, bytes, cudaMemcpyDefault, native(stream)),
           fmt::format("cudaMemcpyAsync of {} bytes", bytes));
 }
@@ -237,6 +265,7 @@ void CudaDevice::enablePeerAccess(int owner, const MemoryHandle& handle) const {
         "cuda device {} ({}) cannot address the memory of cuda device {} ({}): peer access is not "
         "possible between them on this machine",
         index(), id_, owner, handle.deviceId);
+  if (!firstAccess(index(), owner)) return;
   const cudaError_t result = cudaDeviceEnablePeerAccess(owner, 0);
   if (result == cudaErrorPeerAccessAlreadyEnabled) {
     static_cast<void>(cudaGetLastError());

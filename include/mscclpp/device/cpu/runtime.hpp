@@ -34,7 +34,7 @@ struct RuntimeConfig {
   bool closed = false;             ///< nobody else raises flags: "no progress" is a deadlock (_CLOSED)
   int freezeSteps = 4000;          ///< chaos: longest freeze of a block or a rank, in steps (_FREEZE)
   int watchdogSeconds = 30;        ///< a thread that calls no primitive for so long aborts; 0 = off (_WATCHDOG)
-  int raceContexts = 200;          ///< TSan builds: above this, one context per warp, not per lane (_CONTEXTS)
+  int raceContexts = 256;          ///< TSan builds: above this, one context per warp, not per lane (_CONTEXTS)
 
   /// The defaults above with the variables MSCCLPP_SIMT_... applied.
   static RuntimeConfig fromEnvironment();

@@ -116,7 +116,8 @@ void prepareAll() {
 }  // namespace
 
 const IntranodeKernels& intranodeKernels() {
-  static const IntranodeKernels kernels{prepareAll,         dispatchPart,  combinePart,
+  static const IntranodeKernels kernels{  // lint-ok: host code
+      prepareAll,         dispatchPart,  combinePart,
                                         launchLayout,       launchNotify,  launchDispatch,
                                         launchStageWeights, launchCombine, launchCopyRows};
   return kernels;

@@ -1,0 +1,243 @@
+// Runs the program and looks at its exit code and its output, as scripts and people do.
+
+#include <array>
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <string>
+
+#include <fmt/format.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <nlohmann/json.hpp>
+#include <sys/wait.h>
+#include <unistd.h>
+
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::Not;
+
+struct Ran {
+  int code = -1;
+  std::string output;  ///< standard output and error together
+};
+
+Ran run(const std::string& arguments) {
+  const std::string command = fmt::format("'{}' {} 2>&1", MSCCLPP_EP_PROGRAM, arguments);
+  std::FILE* pipe = popen(command.c_str(), "r");
+  Ran ran;
+  if (pipe == nullptr) return ran;
+  std::array<char, 4096> piece;
+  while (const std::size_t got = std::fread(piece.data(), 1, piece.size(), pipe)) {
+    ran.output.append(piece.data(), got);
+  }
+  const int status = pclose(pipe);
+  if (WIFEXITED(status)) ran.code = WEXITSTATUS(status);
+  return ran;
+}
+
+/// A file that disappears with the object.
+class TemporaryFile {
+ public:
+  explicit TemporaryFile(const std::string& content = "") {
+    static int count = 0;
+    path_ = (std::filesystem::temp_directory_path() / fmt::format("cli_tests_{}_{}", getpid(), count++))
+                .string();
+    std::ofstream(path_) << content;
+  }
+  ~TemporaryFile() { std::filesystem::remove(path_); }
+  const std::string& path() const { return path_; }
+
+ private:
+  std::string path_;
+};
+
+constexpr const char* kSmall =
+    "demo --platform cpu --tokens 24 --hidden 136 --topk 3 --experts 8 --iterations 2";
+
+struct DemoCase {
+  int ranks;
+  const char* dtype;
+  bool processes;
+};
+
+class Demo : public ::testing::TestWithParam<DemoCase> {};
+
+TEST_P(Demo, EveryValueIsChecked) {
+  const DemoCase& c = GetParam();
+  const Ran ran = run(fmt::format("{} --ranks {} --dtype {}{}", kSmall, c.ranks, c.dtype,
+                                  c.processes ? " --processes" : ""));
+  EXPECT_EQ(ran.code, 0) << ran.output;
+  // tokens x hidden x ranks x iterations
+  const int values = 24 * 136 * c.ranks * 2;
+  EXPECT_THAT(ran.output, HasSubstr(fmt::format("OK: {},{:03} values", values / 1000, values % 1000)));
+  EXPECT_THAT(ran.output, Not(HasSubstr("FAILED")));
+}
+
+INSTANTIATE_TEST_SUITE_P(All, Demo,
+                         ::testing::Values(DemoCase{1, "bf16", false}, DemoCase{2, "bf16", false},
+                                           DemoCase{4, "bf16", false}, DemoCase{1, "fp8", false},
+                                           DemoCase{2, "fp8", false}, DemoCase{4, "fp8", false},
+                                           DemoCase{1, "bf16", true}, DemoCase{2, "bf16", true},
+                                           DemoCase{4, "fp8", true}),
+                         [](const auto& info) {
+                           return fmt::format("{}Ranks_{}_{}", info.param.ranks, info.param.dtype,
+                                              info.param.processes ? "Processes" : "Threads");
+                         });
+
+TEST(DemoInput, ZeroTokens) {
+  for (const char* more : {"", " --dtype fp8", " --processes"}) {
+    const Ran ran = run(
+        fmt::format("demo --platform cpu --ranks 2 --tokens 0 --hidden 64 --experts 8 --iterations 2{}",
+                    more));
+    EXPECT_EQ(ran.code, 0) << ran.output;
+    EXPECT_THAT(ran.output, HasSubstr("OK: 0 values"));
+  }
+}
+
+TEST(DemoInput, OwnTextAndSeed) {
+  const TemporaryFile text("abc");  // shorter than what is read: starts again
+  const Ran ran = run(fmt::format("{} --ranks 2 --seed 7 --text '{}'", kSmall, text.path()));
+  EXPECT_EQ(ran.code, 0) << ran.output;
+  EXPECT_THAT(ran.output, HasSubstr("3 bytes, read more than once"));
+}
+
+/// An expert's output that is wrong in one value on one rank is found, wherever it comes from.
+TEST(DemoCheck, PlantedErrorIsFound) {
+  for (const char* more : {"--plant-error 0", "--plant-error 1", "--plant-error 1 --dtype fp8",
+                           "--plant-error 1 --processes"}) {
+    const Ran ran = run(fmt::format("{} --ranks 2 {}", kSmall, more));
+    EXPECT_EQ(ran.code, 1) << more << "\n" << ran.output;
+    EXPECT_THAT(ran.output, HasSubstr("FAILED: rank "));
+    EXPECT_THAT(ran.output, HasSubstr(", column 0: got "));
+    EXPECT_THAT(ran.output, Not(HasSubstr("OK:")));
+  }
+}
+
+struct BadCase {
+  const char* arguments;
+  const char* says;  ///< must be in the message
+};
+
+TEST(BadOptions, AreRefusedWithWhatIsAllowed) {
+  const TemporaryFile empty;
+  const std::string emptyText = fmt::format("demo --text '{}'", empty.path());
+  const BadCase cases[] = {
+      {"", "subcommand"},
+      {"dance", "dance"},
+      {"demo --ranks 0", "1 - 64"},
+      {"demo --ranks two", "two"},
+      {"demo --ranks 65", "1 - 64"},
+      {"demo --tokens -1", "0 - 1048576"},
+      {"demo --hidden 100", "multiple of 8"},
+      {"demo --experts 30 --ranks 4", "divisible by the 4 ranks"},
+      {"demo --topk 9 --experts 8", "more than the 8 experts"},
+      {"demo --topk 33", "1 - 32"},
+      {"demo --dtype fp16", "bf16,fp8"},
+      {"demo --platform tpu", "cpu,cuda"},
+      {"demo --iterations 0", "1 - "},
+      {"demo --text /no/such/file", "/no/such/file"},
+      {emptyText.c_str(), "is empty"},
+      {"demo --colour", "--colour"},
+      {"bench --blocks 8,0", "1 - 1024"},
+      {"bench --cases dispatch", "dispatch-bf16"},
+      {"bench --hidden 12", "multiple of 8"},
+  };
+  for (const BadCase& bad : cases) {
+    const Ran ran = run(bad.arguments);
+    EXPECT_EQ(ran.code, 2) << bad.arguments << "\n" << ran.output;
+    EXPECT_THAT(ran.output, HasSubstr(bad.says)) << bad.arguments;
+  }
+}
+
+TEST(BadOptions, BadEnvironmentIsNamed) {
+  setenv("MSCCLPP_EP_PLATFORM", "tpu", 1);
+  const Ran ran = run("demo");
+  unsetenv("MSCCLPP_EP_PLATFORM");
+  EXPECT_EQ(ran.code, 2) << ran.output;
+  EXPECT_THAT(ran.output, HasSubstr("MSCCLPP_EP_PLATFORM"));
+}
+
+TEST(BadOptions, MemberIsNotForPeople) {
+  const Ran ran = run("demo --platform cpu --member < /dev/null");
+  EXPECT_EQ(ran.code, 3) << ran.output;
+  EXPECT_THAT(ran.output, HasSubstr("--processes"));
+}
+
+TEST(Help, NamesEveryOptionWithItsDefault) {
+  const Ran demo = run("demo --help");
+  EXPECT_EQ(demo.code, 0);
+  for (const char* text : {"--text", "--ranks", "--tokens", "--hidden", "--topk", "--experts",
+                           "--dtype", "--platform", "--processes", "--sms", "--seed", "--iterations",
+                           "[4]", "[256]", "[512]", "[32]", "[bf16]"}) {
+    EXPECT_THAT(demo.output, HasSubstr(text));
+  }
+  EXPECT_THAT(demo.output, Not(HasSubstr("--plant-error")));
+  EXPECT_THAT(demo.output, Not(HasSubstr("--member")));
+  const Ran bench = run("bench --help");
+  EXPECT_EQ(bench.code, 0);
+  for (const char* text : {"--blocks", "--cases", "--json", "--flush", "--warmup", "7168"}) {
+    EXPECT_THAT(bench.output, HasSubstr(text));
+  }
+}
+
+TEST(Info, PrintsBuildDevicesAndEnvironment) {
+  const Ran ran = run("info");
+  EXPECT_EQ(ran.code, 0) << ran.output;
+  for (const char* text : {"platforms built: cpu", "cpu:0", "MSCCLPP_EP_TIMEOUT", "100 s"}) {
+    EXPECT_THAT(ran.output, HasSubstr(text));
+  }
+}
+
+constexpr const char* kSmallBench =
+    "bench --platform cpu --ranks 2 --tokens 12 --hidden 256 --topk 2 --experts 4 --blocks 1,3 "
+    "--warmup 1 --iterations 3";
+
+TEST(Bench, TableAndJson) {
+  const TemporaryFile file;
+  const Ran ran = run(fmt::format("{} --json '{}'", kSmallBench, file.path()));
+  ASSERT_EQ(ran.code, 0) << ran.output;
+  EXPECT_THAT(ran.output, HasSubstr("OK: every timed result was checked"));
+  std::ifstream stream(file.path());
+  const nlohmann::json root = nlohmann::json::parse(stream);
+  EXPECT_EQ(root["ranks"], 2);
+  EXPECT_EQ(root["hidden"], 256);
+  ASSERT_EQ(root["results"].size(), 11u);  // 5 cases of 2 block counts, and the layout
+  for (const auto& result : root["results"]) {
+    SCOPED_TRACE(result.dump());
+    EXPECT_TRUE(result["correct"].get<bool>());
+    EXPECT_GT(result["median_us"].get<double>(), 0);
+    EXPECT_LE(result["min_us"].get<double>(), result["median_us"].get<double>());
+    EXPECT_LE(result["median_us"].get<double>(), result["max_us"].get<double>());
+    EXPECT_GT(result["host_us"].get<double>(), 0);
+    if (result["case"] == "layout") continue;
+    EXPECT_TRUE(result["copy"]["correct"].get<bool>());
+    EXPECT_GT(result["copy"]["median_us"].get<double>(), 0);
+    EXPECT_GT(result["ratio"].get<double>(), 0);
+    // Rows of the payload only; fp8 has 256 bytes and two scales.
+    const double rowBytes = result["case"] == "dispatch-fp8" ? 256 + 8 : 512;
+    EXPECT_DOUBLE_EQ(result["bytes"].get<double>(), root["mean_rows"].get<double>() * rowBytes);
+  }
+}
+
+TEST(Bench, ProcessesAndFlush) {
+  const Ran ran = run(fmt::format("{} --processes --flush --cases dispatch-bf16,combine-plain", kSmallBench));
+  EXPECT_EQ(ran.code, 0) << ran.output;
+  EXPECT_THAT(ran.output, HasSubstr("OK: every timed result was checked"));
+}
+
+/// Every result that is compared with a wrong byte is marked; none is compared with itself.
+TEST(Bench, WrongResultsAreMarked) {
+  const TemporaryFile file;
+  const Ran ran = run(fmt::format("{} --plant-error --json '{}'", kSmallBench, file.path()));
+  EXPECT_EQ(ran.code, 1) << ran.output;
+  EXPECT_THAT(ran.output, HasSubstr("FAILED: results marked '!' are wrong"));
+  std::ifstream stream(file.path());
+  for (const auto& result : nlohmann::json::parse(stream)["results"]) {
+    EXPECT_FALSE(result["correct"].get<bool>()) << result.dump();
+  }
+}
+
+}  // namespace
