@@ -29,6 +29,9 @@ class Env {
   std::optional<Transport> transport;    ///< MSCCLPP_EP_TRANSPORT
   std::chrono::nanoseconds timeout;      ///< MSCCLPP_EP_TIMEOUT: 0 = no limit; default 100 s
   std::optional<Platform> platform;      ///< MSCCLPP_EP_PLATFORM
+  /// CUDA_DEVICE_MAX_CONNECTIONS, CUDA's own: streams of one process that really run side by side on a
+  /// GPU, 1 to 32; CUDA's default is 8. Read here, not set.
+  int cudaMaxConnections;
   LogLevel logLevel;                     ///< MSCCLPP_LOG_LEVEL; default warn
   std::string socketInterface;           ///< MSCCLPP_SOCKET_INTERFACE; empty = chosen by the library
   std::string hostId;                    ///< MSCCLPP_HOST_ID; empty = made from the machine

@@ -181,14 +181,23 @@ Outputs BenchRank::callLayout() const {
 void BenchRank::poison(const Case& data) const {
   constexpr int kPieces = 4;
   constexpr std::int64_t kPoolUnit = 256;  // the pool deals out multiples of this
-  const auto free = static_cast<std::int64_t>(buffer_->poolBytesFree()) / kPoolUnit * kPoolUnit;
-  const Tensor rest = buffer_->createTensor(DType::u8, {free}, device_.native());
-  check(buffer_->inPool(rest), ErrorCode::internal, "the free part of the pool is not in one piece");
-  device_.device().fill(rest.data, kPoison, rest.bytes(), device_.stream());
   std::vector<Tensor> pieces;
+  const auto overwrite = [&](Tensor tensor) {
+    device_.device().fill(tensor.data, kPoison, tensor.bytes(), device_.stream());
+    pieces.push_back(std::move(tensor));
+  };
+  for (std::int64_t size = static_cast<std::int64_t>(buffer_->poolBytesFree()); size >= kPoolUnit;) {
+    size = size / kPoolUnit * kPoolUnit;
+    Tensor piece = buffer_->createTensor(DType::u8, {size}, device_.native());
+    if (buffer_->inPool(piece)) {
+      overwrite(std::move(piece));
+      size = std::min(size, static_cast<std::int64_t>(buffer_->poolBytesFree()));
+    } else {
+      size /= 2;  // free, but not in one piece
+    }
+  }
   for (int i = 0; i < kPieces && data.expected; ++i) {
-    pieces.push_back(device_.make(data.expected.dtype, data.expected.shape));
-    device_.device().fill(pieces.back().data, kPoison, pieces.back().bytes(), device_.stream());
+    overwrite(device_.make(data.expected.dtype, data.expected.shape));
   }
   device_.stream().synchronize();
 }

@@ -64,6 +64,12 @@ std::optional<int> ranksPerNodeFrom(const Env::Lookup& lookup) {
   return ranks;
 }
 
+int cudaMaxConnectionsFrom(const Env::Lookup& lookup) {
+  constexpr int kCudaDefault = 8;
+  const auto value = number<int>(text(lookup, "CUDA_DEVICE_MAX_CONNECTIONS"));
+  return value && *value >= 1 && *value <= 32 ? *value : kCudaDefault;  // as CUDA takes it
+}
+
 std::chrono::nanoseconds timeoutFrom(const Env::Lookup& lookup) {
   constexpr const char* kName = "MSCCLPP_EP_TIMEOUT";
   const std::string value = text(lookup, kName);
@@ -121,6 +127,7 @@ Env::Env(const Lookup& lookup)
       timeout(timeoutFrom(lookup)),
       platform(choice<Platform, 2>(lookup, "MSCCLPP_EP_PLATFORM",
                                    {{{"cpu", Platform::cpu}, {"cuda", Platform::cuda}}})),
+      cudaMaxConnections(cudaMaxConnectionsFrom(lookup)),
       logLevel(choice<LogLevel, 6>(lookup, "MSCCLPP_LOG_LEVEL",
                                    {{{"trace", LogLevel::trace},
                                      {"debug", LogLevel::debug},

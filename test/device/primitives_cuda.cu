@@ -4,6 +4,7 @@
 #include <cuda_runtime.h>
 #include <gtest/gtest.h>
 
+#include <cstdlib>
 #include <cstring>
 #include <string>
 #include <vector>
@@ -137,22 +138,21 @@ __device__ void waitForNobody(const OutArgs& args) {
   fenceMbarrierInit();
   waitParity(args.control, &barrier, 0, {66, 2});
 }
+int waitForNobodyInChild() {
+  CudaHarness harness;
+  OutArgs args{harness.allocate<uint32_t>(1), harness.control()};
+  args.control.limitNs = kSecond / 100;
+  launch<waitForNobody, kMaxThreads>({.blocks = 1, .threads = 1, .sharedBytes = 64},
+                                     harness.stream(), args);
+  const bool refused = cudaStreamSynchronize(harness.stream()) != cudaSuccess;
+  const FailureRecord& record = *args.control.record;
+  const bool named = failurePublished(record) && record.what == 66 && record.peer == 2 &&
+                     record.waitedNs >= 4 * kSecond / 100;
+  return refused && named ? 17 : 1;
+}
 TEST_F(CudaPrimitives, WaitParityExpiryEndsTheLaunch) {
   GTEST_FLAG_SET(death_test_style, "threadsafe");
-  EXPECT_EXIT(
-      {
-        CudaHarness harness;
-        OutArgs args{harness.allocate<uint32_t>(1), harness.control()};
-        args.control.limitNs = kSecond / 100;
-        launch<waitForNobody, kMaxThreads>({.blocks = 1, .threads = 1, .sharedBytes = 64},
-                                           harness.stream(), args);
-        const bool refused = cudaStreamSynchronize(harness.stream()) != cudaSuccess;
-        const FailureRecord& record = *args.control.record;
-        const bool named = failurePublished(record) && record.what == 66 && record.peer == 2 &&
-                           record.waitedNs >= 4 * kSecond / 100;
-        std::_Exit(refused && named ? 17 : 1);
-      },
-      ::testing::ExitedWithCode(17), "");
+  EXPECT_EXIT(std::_Exit(waitForNobodyInChild()), ::testing::ExitedWithCode(17), "");
 }
 
 }  // namespace

@@ -1,5 +1,7 @@
 #include "group.hpp"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -14,12 +16,17 @@ namespace {
 
 /// On the CPU platform blocks cost time and add no bandwidth; a few keep the protocol honest.
 constexpr int kMostCpuBlocks = 4;
+/// Communication, reclaiming, and the caller's own.
+constexpr int kStreamsPerRank = 3;
+/// Looking for a failed device costs more than a poll.
+constexpr unsigned kPollsPerErrorCheck = 1024;
 /// Changes whenever ranks of two builds could not understand each other.
 constexpr std::uint64_t kProtocolVersion = 1;
 
 /// What every rank must have in common, compared at creation.
 struct CommonOptions {
   std::uint64_t version, platform, numNvlBytes, stagingBytes, maxExpertsPerRank, firstEpoch;
+  std::uint64_t process;  ///< not compared: tells threads that share a device from processes
   char deviceId[64];
 };
 struct CommonField {
@@ -109,6 +116,7 @@ void Group::compareOptions() {
           plan_.stagingBytes,
           static_cast<std::uint64_t>(options_.maxExpertsPerRank),
           options_.firstEpoch,
+          static_cast<std::uint64_t>(::getpid()),
           {}};
   const std::string deviceId = device_->id();
   check(deviceId.size() < sizeof(mine.deviceId), ErrorCode::internal,
@@ -124,12 +132,23 @@ void Group::compareOptions() {
             all[0].*field.value, theirs, r);
     }
   }
-  sharers_ = static_cast<int>(std::count_if(all.begin(), all.end(), [&](const CommonOptions& o) {
+  const auto onMyDevice = [&](const CommonOptions& o) {
     return std::memcmp(o.deviceId, own.deviceId, sizeof(own.deviceId)) == 0;
-  }));
+  };
+  sharers_ = static_cast<int>(std::count_if(all.begin(), all.end(), onMyDevice));
   check(options_.platform == Platform::cpu || sharers_ <= device_->multiprocessors(),
         ErrorCode::invalidArgument, "{} ranks share one GPU of {} multiprocessors: no block each",
         sharers_, device_->multiprocessors());
+  const auto threads = std::count_if(all.begin(), all.end(), [&](const CommonOptions& o) {
+    return onMyDevice(o) && o.process == own.process;
+  });
+  const auto streams = threads * kStreamsPerRank;
+  check(options_.platform == Platform::cpu || threads == 1 || streams <= env().cudaMaxConnections,
+        ErrorCode::invalidState,
+        "{} ranks share {} as threads and need {} streams side by side, but "
+        "CUDA_DEVICE_MAX_CONNECTIONS allows {}: a stream that waits behind another rank's would "
+        "deadlock. Set it to {} or more (at most 32) before the process starts",
+        threads, device_->id(), streams, env().cudaMaxConnections, streams);
 }
 
 void Group::mapPeers() {
@@ -200,9 +219,11 @@ void Group::awaitNotify(std::uint32_t sequence) {
     comm_.synchronize();
   } else {
     const NotifyResult& result = notifyResult();
-    while (__atomic_load_n(&result.sequence, __ATOMIC_ACQUIRE) != sequence) {
-      device_->checkAsyncErrors();
-      std::this_thread::yield();  // the device's own waits are bounded: it always answers
+    // The device's own waits are bounded, so that it always answers, unless it has failed.
+    for (unsigned polls = 1; __atomic_load_n(&result.sequence, __ATOMIC_ACQUIRE) != sequence;
+         ++polls) {
+      if (polls % kPollsPerErrorCheck == 0) device_->checkAsyncErrors();
+      std::this_thread::yield();
     }
   }
   raiseIfFailed();

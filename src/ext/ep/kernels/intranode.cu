@@ -113,14 +113,14 @@ void prepareAll() {
   prepare<copyRowsKernel, kCopyThreads, CopyRowsArgs>(kSharedBytes);
 }
 
+constexpr IntranodeKernels kKernels{prepareAll,         dispatchPart,  combinePart,
+                                    launchLayout,       launchNotify,  launchDispatch,
+                                    launchStageWeights, launchCombine, launchCopyRows};
+
 }  // namespace
 
 const IntranodeKernels& intranodeKernels() {
-  static const IntranodeKernels kernels{  // lint-ok: host code
-      prepareAll,         dispatchPart,  combinePart,
-                                        launchLayout,       launchNotify,  launchDispatch,
-                                        launchStageWeights, launchCombine, launchCopyRows};
-  return kernels;
+  return kKernels;
 }
 
 }  // namespace mscclpp::ep::MSCCLPP_PLATFORM_NS

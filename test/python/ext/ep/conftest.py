@@ -1,19 +1,9 @@
-"""Options and fixtures of the tests of mscclpp.ext.ep.
-
-    pytest test/python                             ranks are processes on the CPU
-    pytest test/python --platform cuda             one process per GPU
-    pytest test/python --platform cuda --threads   ranks are threads, which may share a GPU
-"""
+"""Fixtures of the tests of mscclpp.ext.ep."""
 
 import os
 
 import pytest
 from ranks import Launcher, Rank, ThreadComm
-
-
-def pytest_addoption(parser):
-    parser.addoption("--platform", choices=("cpu", "cuda"), default="cpu", help="where tensors live")
-    parser.addoption("--threads", action="store_true", help="ranks are threads, not processes")
 
 
 @pytest.fixture(scope="session")

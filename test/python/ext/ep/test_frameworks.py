@@ -277,8 +277,9 @@ def _megatron(me, shape, async_finish, on_comm):
     )
     world.check_received(me.rank, recv_x)
     assert counts.tolist() == got.per_expert
-    # Every expert adds up its rows, weighted: the gradient of a row is its weight.
-    weighted = (recv_x.float() * (recv_probs * 1.0).sum(1, keepdim=True)).bfloat16()
+    # An expert does nothing but weight its rows; choices of other ranks do not count.
+    local = torch.where(idx >= 0, recv_probs, 0.0)
+    weighted = (recv_x.float() * local.sum(1, keepdim=True)).bfloat16()
     out = FusedCombine.apply(weighted, buffer, handle, async_finish, on_comm)
     grad_out = torch.full_like(out, 0.5)
     out.backward(grad_out)
