@@ -9,6 +9,8 @@ SEEDS ?= 200
 FILTER ?=
 DEMO_ARGS ?=
 BENCH_ARGS ?=
+PYTHON ?= python3
+WHEEL_ARGS ?=
 # The CUDA half is built for demo and bench where it can run: a GPU and nvcc are here.
 HAVE_GPU := $(shell nvidia-smi -L 2> /dev/null | grep -q 'GPU 0' && \
 	(command -v nvcc > /dev/null || test -x $${CUDA_HOME:-/usr/local/cuda}/bin/nvcc) && echo yes)
@@ -16,8 +18,8 @@ PRESET ?= $(if $(HAVE_GPU),cuda-release,cpu-release)
 
 RUN_TESTS = tools/run_tests.py --jobs $(JOBS) --seeds $(SEEDS) $(if $(FILTER),--filter '$(FILTER)')
 
-.PHONY: help demo bench build test test-cpu test-asan test-tsan test-chaos test-python build-cuda \
-	chaos mutation lint lint-only format setup clean
+.PHONY: help demo bench build test test-cpu test-asan test-tsan test-chaos test-python \
+	wheel build-cuda chaos mutation lint lint-only format setup clean
 
 help: ## this list
 	@echo "usage: make TARGET [JOBS=n] [FILTER=regex] [SEEDS=n] [DEMO_ARGS='...'] [PRESET=...]"
@@ -59,6 +61,10 @@ test-chaos chaos: ## chaos schedules, SEEDS=200 of them per test
 test-python: ## makes .venv, installs the package into it, pytest
 	@tools/setup.sh test
 	@$(RUN_TESTS) python
+
+wheel: ## a wheel in dist/ for PYTHON=python3; with CUDA if nvcc is here (WHEEL_ARGS passes on)
+	@tools/setup.sh demo
+	$(PYTHON) -m pip wheel . --no-deps -w dist -C build-dir=build/wheel-{cache_tag} $(WHEEL_ARGS)
 
 build-cuda: ## compiles the CUDA half for every architecture we claim; runs its tests if there is a GPU
 	@tools/setup.sh test

@@ -12,7 +12,14 @@
 namespace mscclpp::ep::cli {
 
 /// What is timed. `layout` has no bytes and no roofline.
-enum class BenchCase : int { dispatchBf16, dispatchFp8, dispatchUncached, combinePool, combinePlain, layout };
+enum class BenchCase : int {
+  dispatchBf16,
+  dispatchFp8,
+  dispatchUncached,
+  combinePool,
+  combinePlain,
+  layout
+};
 inline constexpr int kBenchCases = 6;
 const char* nameOf(BenchCase which);
 
@@ -29,7 +36,8 @@ struct BenchOptions {
   int iterations = 30;
   bool flush = false;
   bool processes = false;
-  bool plantError = false;  ///< expects something else than is sent: every line must be marked wrong
+  bool plantError =
+      false;  ///< expects something else than is sent: every line must be marked wrong
   std::uint64_t seed = 1;
   std::string jsonPath;
 };
@@ -59,7 +67,8 @@ struct BenchReport {
   std::vector<BenchLine> lines;
 };
 
-/// One rank of the benchmark. The printing rank prints, and writes the JSON file. Returns an exit code.
+/// One rank of the benchmark. The printing rank prints, and writes the JSON file. Returns an exit
+/// code.
 int runBenchRank(const BenchOptions& options, const RankContext& context);
 
 std::string formatBench(const BenchOptions& options, const BenchReport& report);

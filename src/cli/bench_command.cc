@@ -64,8 +64,9 @@ void checkShape(const BenchOptions& bench) {
   }
   if (bench.experts % bench.ranks != 0) {
     throw CLI::ValidationError(
-        "--experts", fmt::format("{} is not divisible by the {} ranks (--ranks): allowed are {}, {}, ...",
-                                 bench.experts, bench.ranks, bench.ranks, 2 * bench.ranks));
+        "--experts",
+        fmt::format("{} is not divisible by the {} ranks (--ranks): allowed are {}, {}, ...",
+                    bench.experts, bench.ranks, bench.ranks, 2 * bench.ranks));
   }
   if (bench.topk > bench.experts) {
     throw CLI::ValidationError("--topk", fmt::format("{} is more than the {} experts (--experts)",
@@ -97,7 +98,8 @@ void addBench(CLI::App& app, const std::vector<std::string>& arguments, Action& 
                           const char* help) {
     command->add_option(name, value, help)->check(CLI::Range(least, most));
   };
-  number("--ranks", args->rankCount, 1, kMaxRanks, "Number of ranks; default: one per GPU, 4 on cpu");
+  number("--ranks", args->rankCount, 1, kMaxRanks,
+         "Number of ranks; default: one per GPU, 4 on cpu");
   number("--tokens", args->tokens, 1, kMaxTokens, "Tokens per rank; default: 4096, on cpu 64");
   number("--hidden", args->hidden, 8, kMaxHidden,
          "Values per token, a multiple of 8; default: 7168, on cpu 1024");
@@ -105,8 +107,9 @@ void addBench(CLI::App& app, const std::vector<std::string>& arguments, Action& 
   number("--experts", args->experts, 1, kMaxExperts,
          "Experts of all ranks, divisible by the ranks; default: 256, on cpu 32");
   command
-      ->add_option("--blocks", bench.blocks,
-                   "Blocks per kernel, a list such as 8,16; default: 4,8,12,16,20,24,32, on cpu 1,2,4")
+      ->add_option(
+          "--blocks", bench.blocks,
+          "Blocks per kernel, a list such as 8,16; default: 4,8,12,16,20,24,32, on cpu 1,2,4")
       ->delimiter(',')
       ->check(CLI::Range(1, kMaxBlocks));
   command
@@ -115,10 +118,12 @@ void addBench(CLI::App& app, const std::vector<std::string>& arguments, Action& 
                    "dispatch-uncached, combine-pool, combine-plain, layout")
       ->delimiter(',')
       ->check(CLI::IsMember(caseNames()));
-  number("--warmup", args->warmup, 0, kMaxCalls, "Calls before those that count; default: 5, on cpu 1");
+  number("--warmup", args->warmup, 0, kMaxCalls,
+         "Calls before those that count; default: 5, on cpu 1");
   number("--iterations", args->iterations, 1, kMaxCalls, "Calls that count; default: 30, on cpu 5");
-  command->add_flag("--flush", bench.flush,
-                    "Before every call: overwrite 256 MiB and align the ranks, outside the timed part");
+  command->add_flag(
+      "--flush", bench.flush,
+      "Before every call: overwrite 256 MiB and align the ranks, outside the timed part");
   command->add_option("--seed", bench.seed, "Of routing and contents")->capture_default_str();
   command
       ->add_option("--platform", args->platform,
@@ -128,7 +133,8 @@ void addBench(CLI::App& app, const std::vector<std::string>& arguments, Action& 
   command->add_flag("--processes", args->ranks.processes,
                     "Ranks are processes; default: threads of one process");
   command->add_option("--json", bench.jsonPath, "Also write the results to this file as JSON");
-  command->add_flag("--plant-error", bench.plantError, "Expect a wrong byte in every result")->group("");
+  command->add_flag("--plant-error", bench.plantError, "Expect a wrong byte in every result")
+      ->group("");
   addMember(*command, args->ranks);
   command->callback([args, &action] { action = [args] { return runBench(*args); }; });
 }

@@ -25,7 +25,8 @@ CopyRoofline::CopyRoofline(const BenchOptions& options, const RankContext& conte
   const BenchData data(options, routing, context.rank);
   const auto columns = static_cast<std::int64_t>(rowBytes);
   const std::int64_t rows = routing.rowCount(context.rank);
-  near_ = device.upload(DType::u8, {options.tokens, columns}, data.sent(RowKind::copy, rowBytes).data());
+  near_ = device.upload(DType::u8, {options.tokens, columns},
+                        data.sent(RowKind::copy, rowBytes).data());
   pulled_ = device.make(DType::u8, near_.shape);
   expectedFar_ =
       device.upload(DType::u8, {rows, columns}, data.received(RowKind::copy, rowBytes).data());

@@ -39,7 +39,7 @@ class CopyRoofline {
   const RankDevice& device_;
   std::size_t rowBytes_;
   std::shared_ptr<Group> group_;
-  Tensor far_;           ///< the heap's rows, as a tensor
+  Tensor far_;            ///< the heap's rows, as a tensor
   Tensor near_, pulled_;  ///< [tokens, rowBytes]: sent, and where pulled rows go
   Tensor expectedFar_;
 };

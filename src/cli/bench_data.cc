@@ -12,7 +12,8 @@ namespace mscclpp::ep::cli {
 namespace {
 
 /// Distinct experts, all equally likely: the first topk of a shuffled list.
-void chooseExperts(const BenchOptions& options, int rank, int token, std::vector<std::int64_t>& list) {
+void chooseExperts(const BenchOptions& options, int rank, int token,
+                   std::vector<std::int64_t>& list) {
   std::uint64_t random = mixBits(options.seed, static_cast<std::uint64_t>(rank) + 1,
                                  static_cast<std::uint64_t>(token));
   for (std::size_t k = 0; k < static_cast<std::size_t>(options.topk); ++k) {
@@ -76,7 +77,8 @@ std::int64_t BenchRouting::maxRows() const {
 
 /// bf16 values between 2^-7 and 2 in size, so that sums never overflow; any bits elsewhere.
 void BenchData::fill(RowKind kind, std::uint64_t key, char* row, std::size_t bytes) const {
-  const bool floats = kind == RowKind::bf16 || kind == RowKind::poolOutput || kind == RowKind::plainOutput;
+  const bool floats =
+      kind == RowKind::bf16 || kind == RowKind::poolOutput || kind == RowKind::plainOutput;
   std::uint64_t state = mixBits(options_.seed, static_cast<std::uint64_t>(kind), key) | 1u;
   for (std::size_t i = 0; i < bytes; i += 8) {
     state = state * 6364136223846793005ull + 1442695040888963407ull;

@@ -5,12 +5,19 @@
 
 #include "bench.hpp"
 
-/// Routing and contents of the benchmark: pseudo-random, and known to every rank, so that each can say
-/// what it must receive.
+/// Routing and contents of the benchmark: pseudo-random, and known to every rank, so that each can
+/// say what it must receive.
 namespace mscclpp::ep::cli {
 
 /// Kinds of rows; each has contents of its own.
-enum class RowKind : std::uint64_t { bf16 = 1, fp8 = 2, scales = 3, copy = 4, poolOutput = 5, plainOutput = 6 };
+enum class RowKind : std::uint64_t {
+  bf16 = 1,
+  fp8 = 2,
+  scales = 3,
+  copy = 4,
+  poolOutput = 5,
+  plainOutput = 6
+};
 
 struct BenchRouting {
   BenchRouting(const BenchOptions& options);

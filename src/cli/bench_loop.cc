@@ -72,8 +72,7 @@ Timing TimedLoop::run(const std::function<Outputs()>& call) {
 std::vector<double> TimedLoop::slowest(const std::vector<double>& mine) const {
   const auto ranks = static_cast<std::size_t>(context_.ranks), n = mine.size();
   std::vector<double> all(ranks * n);
-  std::copy(mine.begin(), mine.end(),
-            all.begin() + static_cast<std::ptrdiff_t>(n) * context_.rank);
+  std::copy(mine.begin(), mine.end(), all.begin() + static_cast<std::ptrdiff_t>(n) * context_.rank);
   context_.bootstrap->allGather(all.data(), n * sizeof(double));
   std::vector<double> out(mine);
   for (std::size_t i = 0; i < all.size(); ++i) out[i % n] = std::max(out[i % n], all[i]);
@@ -110,6 +109,8 @@ bool TimedLoop::correct(const Outputs& outputs) {
   return sameShapes && device_.read<std::uint64_t>(wrong_)[0] == 0;
 }
 
-bool TimedLoop::onAllRanks(bool mine) const { return slowest({mine ? 0.0 : 1.0})[0] == 0.0; }
+bool TimedLoop::onAllRanks(bool mine) const {
+  return slowest({mine ? 0.0 : 1.0})[0] == 0.0;
+}
 
 }  // namespace mscclpp::ep::cli

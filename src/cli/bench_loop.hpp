@@ -12,8 +12,8 @@
 
 namespace mscclpp::ep::cli {
 
-/// What one call left behind: the event after it, and tensors with what they must contain. Dropping it
-/// releases the call's outputs.
+/// What one call left behind: the event after it, and tensors with what they must contain. Dropping
+/// it releases the call's outputs.
 struct Outputs {
   Event done;
   std::vector<std::pair<Tensor, Tensor>> checks;  ///< (actual, expected)

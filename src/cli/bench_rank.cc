@@ -19,7 +19,9 @@ bool isCombine(BenchCase which) {
   return which == BenchCase::combinePool || which == BenchCase::combinePlain;
 }
 
-std::size_t roundUp(std::size_t n, std::size_t to) { return (n + to - 1) / to * to; }
+std::size_t roundUp(std::size_t n, std::size_t to) {
+  return (n + to - 1) / to * to;
+}
 
 }  // namespace
 
@@ -42,7 +44,8 @@ void BenchRank::makeBuffer() {
   const auto topk = static_cast<std::size_t>(options_.topk);
   const std::size_t received = rows * (hidden * 2 + topk * 12 + 4) + kPadding;
   const std::size_t staged = static_cast<std::size_t>(options_.ranks) *
-                             (static_cast<std::size_t>(options_.tokens) + 8) * (hidden * 2 + topk * 4);
+                             (static_cast<std::size_t>(options_.tokens) + 8) *
+                             (hidden * 2 + topk * 4);
   BufferOptions options;
   options.platform = options_.platform;
   options.deviceIndex = device_.device().index();
@@ -104,7 +107,8 @@ BenchRank::Case BenchRank::makeDispatchCase(bool fp8) const {
   if (!fp8) return out;
   const int count = scalesPerRow(hidden);
   const std::size_t scaleBytes = static_cast<std::size_t>(count) * 4;
-  out.scales = device_.upload(DType::f32, {tokens, count}, data_.sent(RowKind::scales, scaleBytes).data());
+  out.scales =
+      device_.upload(DType::f32, {tokens, count}, data_.sent(RowKind::scales, scaleBytes).data());
   out.expectedScales =
       device_.upload(DType::f32, {rows, count}, data_.received(RowKind::scales, scaleBytes).data());
   out.rowBytes += scaleBytes;
@@ -186,7 +190,8 @@ void BenchRank::poison(const Case& data) const {
     device_.device().fill(tensor.data, kPoison, tensor.bytes(), device_.stream());
     pieces.push_back(std::move(tensor));
   };
-  for (std::int64_t size = static_cast<std::int64_t>(buffer_->poolBytesFree()); size >= kPoolUnit;) {
+  for (std::int64_t size = static_cast<std::int64_t>(buffer_->poolBytesFree());
+       size >= kPoolUnit;) {
     size = size / kPoolUnit * kPoolUnit;
     Tensor piece = buffer_->createTensor(DType::u8, {size}, device_.native());
     if (buffer_->inPool(piece)) {
@@ -244,7 +249,8 @@ BenchLine BenchRank::measure(BenchCase which, const Case& data, int blocks) {
     own += std::binary_search(to.begin(), to.end(), context_.rank) ? 1 : 0;
   }
   line.bytes = rows / options_.ranks * static_cast<double>(data.rowBytes);
-  line.remote = 1 - own / std::max(1.0, static_cast<double>(routing_.rowCount(static_cast<int>(me))));
+  line.remote =
+      1 - own / std::max(1.0, static_cast<double>(routing_.rowCount(static_cast<int>(me))));
   return line;
 }
 
@@ -289,9 +295,9 @@ int runBenchRank(const BenchOptions& options, const RankContext& context) {
       check(file.good(), ErrorCode::system, "cannot write {}", options.jsonPath);
     }
   }
-  const bool wrong = std::any_of(report.lines.begin(), report.lines.end(), [](const BenchLine& line) {
-    return !line.call.correct || !line.copy.correct;
-  });
+  const bool wrong =
+      std::any_of(report.lines.begin(), report.lines.end(),
+                  [](const BenchLine& line) { return !line.call.correct || !line.copy.correct; });
   return wrong ? kCheckFailed : kSuccess;
 }
 

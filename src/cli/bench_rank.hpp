@@ -26,7 +26,7 @@ class BenchRank {
  private:
   /// Tensors of one case that is asked for: inputs, and what must come out.
   struct Case {
-    Tensor x, scales;                  ///< dispatch: input. combine: x is the experts' output
+    Tensor x, scales;  ///< dispatch: input. combine: x is the experts' output
     Tensor expected, expectedScales;
     std::size_t rowBytes = 0;  ///< what a row moves, scales included
   };

@@ -1,11 +1,12 @@
+#include <cmath>
 #include <optional>
+
+#include <nlohmann/json.hpp>
 
 #include <mscclpp/format.hpp>
 
 #include "bench.hpp"
 #include "text_table.hpp"
-
-#include <nlohmann/json.hpp>
 
 namespace mscclpp::ep::cli {
 namespace {
@@ -24,9 +25,17 @@ constexpr CaseText kCaseTexts[kBenchCases] = {
     {"layout", "get_dispatch_layout"},
 };
 
-const CaseText& textOf(BenchCase which) { return kCaseTexts[static_cast<int>(which)]; }
+const CaseText& textOf(BenchCase which) {
+  return kCaseTexts[static_cast<int>(which)];
+}
 
-double gigabytesPerSecond(double bytes, double microseconds) { return bytes / microseconds / 1e3; }
+double gigabytesPerSecond(double bytes, double microseconds) {
+  return bytes / microseconds / 1e3;
+}
+
+std::string rate(double value) {
+  return fmt::format("{:.{}f}", value, value < 10 ? 2 : 1);
+}
 
 std::string microseconds(double value, bool correct = true) {
   return fmt::format("{:.1f}{}", value, correct ? "" : "!");
@@ -34,11 +43,11 @@ std::string microseconds(double value, bool correct = true) {
 
 std::vector<std::string> cellsOf(const BenchLine& line) {
   const Timing& call = line.call;
-  std::vector<std::string> cells{line.which == BenchCase::layout ? "-" : std::to_string(line.blocks),
-                                 microseconds(call.median, call.correct), microseconds(call.least),
-                                 microseconds(call.most)};
+  std::vector<std::string> cells{
+      line.which == BenchCase::layout ? "-" : std::to_string(line.blocks),
+      microseconds(call.median, call.correct), microseconds(call.least), microseconds(call.most)};
   const bool bytes = line.bytes > 0;
-  cells.push_back(bytes ? fmt::format("{:.1f}", gigabytesPerSecond(line.bytes, call.median)) : "-");
+  cells.push_back(bytes ? rate(gigabytesPerSecond(line.bytes, call.median)) : "-");
   cells.push_back(microseconds(call.host));
   cells.push_back(microseconds(call.loop));
   if (!line.copy.measured) {
@@ -46,26 +55,35 @@ std::vector<std::string> cellsOf(const BenchLine& line) {
     return cells;
   }
   cells.push_back(microseconds(line.copy.median, line.copy.correct));
-  cells.push_back(bytes ? fmt::format("{:.1f}", gigabytesPerSecond(line.bytes, line.copy.median)) : "-");
+  cells.push_back(bytes ? rate(gigabytesPerSecond(line.bytes, line.copy.median)) : "-");
   cells.push_back(fmt::format("{:.2f}", call.median / line.copy.median));
   return cells;
 }
 
+/// Three decimals: more would be noise.
+double rounded(double value) {
+  return std::round(value * 1e3) / 1e3;
+}
+
 nlohmann::json jsonOf(const Timing& timing) {
-  return {{"median_us", timing.median}, {"min_us", timing.least}, {"max_us", timing.most},
-          {"host_us", timing.host},     {"loop_us", timing.loop}, {"correct", timing.correct}};
+  return {{"median_us", rounded(timing.median)}, {"min_us", rounded(timing.least)},
+          {"max_us", rounded(timing.most)},      {"host_us", rounded(timing.host)},
+          {"loop_us", rounded(timing.loop)},     {"correct", timing.correct}};
 }
 
 }  // namespace
 
-const char* nameOf(BenchCase which) { return textOf(which).name; }
+const char* nameOf(BenchCase which) {
+  return textOf(which).name;
+}
 
 std::string formatBench(const BenchOptions& options, const BenchReport& report) {
   std::string out = fmt::format(
       "mscclpp-ep bench: {} ranks as {} on {} ({})\n"
       "  {} tokens per rank, hidden {}, top-{} of {} experts, uniform random routing; {:.0f} rows "
       "received per rank\n"
-      "  back-to-back calls, events on the communication stream, {}; median of {} calls after {} of "
+      "  back-to-back calls, events on the communication stream, {}; median of {} calls after {} "
+      "of "
       "warm-up,\n  of the slowest rank in each call; GB/s = received bytes / time\n",
       options.ranks, options.processes ? "processes" : "threads", toString(options.platform),
       report.device, grouped(options.tokens), options.hidden, options.topk, options.experts,
@@ -84,17 +102,18 @@ std::string formatBench(const BenchOptions& options, const BenchReport& report) 
       current = line.which;
       out += fmt::format("\n{}", textOf(line.which).title);
       if (line.bytes > 0) {
-        out += fmt::format(": {} per rank and call, {:.0f} % from other ranks", megabytes(line.bytes),
-                           line.remote * 100);
+        out += fmt::format(": {} per rank and call, {:.0f} % from other ranks",
+                           megabytes(line.bytes), line.remote * 100);
       }
       out += "\n";
-      table.emplace(std::vector<std::string>{"blocks", "us", "min", "max", "GB/s", "host us", "loop us",
-                                             "plain copy us", "GB/s", "us / copy us"});
+      table.emplace(std::vector<std::string>{"blocks", "us", "min", "max", "GB/s", "host us",
+                                             "loop us", "plain copy us", "GB/s", "us / copy us"});
     }
     table->add(cellsOf(line));
   }
   flush();
-  out += wrong ? "\nFAILED: results marked '!' are wrong\n" : "\nOK: every timed result was checked\n";
+  out +=
+      wrong ? "\nFAILED: results marked '!' are wrong\n" : "\nOK: every timed result was checked\n";
   return out;
 }
 
@@ -121,11 +140,11 @@ std::string benchJson(const BenchOptions& options, const BenchReport& report) {
     one["blocks"] = line.blocks;
     one["bytes"] = line.bytes;
     one["remote_share"] = line.remote;
-    if (line.bytes > 0) one["gbps"] = gigabytesPerSecond(line.bytes, line.call.median);
+    if (line.bytes > 0) one["gbps"] = rounded(gigabytesPerSecond(line.bytes, line.call.median));
     if (line.copy.measured) {
       one["copy"] = jsonOf(line.copy);
-      one["copy"]["gbps"] = gigabytesPerSecond(line.bytes, line.copy.median);
-      one["ratio"] = line.call.median / line.copy.median;
+      one["copy"]["gbps"] = rounded(gigabytesPerSecond(line.bytes, line.copy.median));
+      one["ratio"] = rounded(line.call.median / line.copy.median);
     }
     root["results"].push_back(std::move(one));
   }

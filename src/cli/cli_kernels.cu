@@ -3,7 +3,8 @@
 
 #include "cli_kernels.hpp"
 
-/// Compiled by nvcc for CUDA, and through cli_kernels_cpu.cc by the host compiler for the CPU platform.
+/// Compiled by nvcc for CUDA, and through cli_kernels_cpu.cc by the host compiler for the CPU
+/// platform.
 namespace mscclpp::ep::cli::MSCCLPP_PLATFORM_NS {
 namespace {
 

@@ -22,7 +22,8 @@ struct ExpertsArgs {
   std::int64_t rows = 0;
   int hidden = 0;  ///< a multiple of 8
   int topk = 0;
-  /// Column 0 of this row's output is made wrong (the planted error of the demo's own test); -1 = none.
+  /// Column 0 of this row's output is made wrong (the planted error of the demo's own test); -1 =
+  /// none.
   std::int64_t plantedRow = -1;
 };
 
@@ -30,8 +31,8 @@ struct ExpertsArgs {
 struct CompareArgs {
   const char* actual = nullptr;
   const char* expected = nullptr;
-  std::uint64_t bytes = 0;          ///< a multiple of 4
-  std::uint64_t* wrong = nullptr;   ///< + number of 4-byte words that differ
+  std::uint64_t bytes = 0;         ///< a multiple of 4
+  std::uint64_t* wrong = nullptr;  ///< + number of 4-byte words that differ
 };
 
 struct CliKernels {

@@ -1,7 +1,7 @@
 // The same kernels for the CPU platform: the host compiler reads what nvcc reads.
-#include "cli_kernels.cu"
-
 #include <mscclpp/errors.hpp>
+
+#include "cli_kernels.cu"
 
 namespace mscclpp::ep::cli {
 
@@ -10,7 +10,8 @@ const CliKernels& kernelsOf(Platform platform) {
 #if MSCCLPP_HAVE_CUDA
   return cuda::cliKernels();
 #else
-  fail(ErrorCode::unsupported, "this build has no CUDA kernels; configure with MSCCLPP_USE_CUDA=ON");
+  fail(ErrorCode::unsupported,
+       "this build has no CUDA kernels; configure with MSCCLPP_USE_CUDA=ON");
 #endif
 }
 

@@ -13,8 +13,8 @@ namespace mscclpp::ep::cli {
 /// What to run when the arguments have been parsed; set by the subcommand that was chosen.
 using Action = std::function<int()>;
 
-/// Each adds its subcommand. `arguments` are the program's own, for members. What the action throws as
-/// CLI::ValidationError is a bad option.
+/// Each adds its subcommand. `arguments` are the program's own, for members. What the action throws
+/// as CLI::ValidationError is a bad option.
 void addDemo(CLI::App& app, const std::vector<std::string>& arguments, Action& action);
 void addBench(CLI::App& app, const std::vector<std::string>& arguments, Action& action);
 void addInfo(CLI::App& app, Action& action);

@@ -26,18 +26,18 @@ enum Phase : int { kLayoutPhase, kDispatchPhase, kExpertsPhase, kCombinePhase, k
 
 /// What one rank did, over all iterations. Plain: it travels between the ranks as bytes.
 struct RankSummary {
-  std::int64_t sent = 0;      ///< tokens
-  std::int64_t received = 0;  ///< rows, one per token and rank
-  std::int64_t remote = 0;    ///< rows that came from another rank
+  std::int64_t sent = 0;        ///< tokens
+  std::int64_t received = 0;    ///< rows, one per token and rank
+  std::int64_t remote = 0;      ///< rows that came from another rank
   std::int64_t selections = 0;  ///< (row, expert) pairs computed
   std::int64_t dispatchBytes = 0, dispatchRemoteBytes = 0;
   std::int64_t combineBytes = 0, combineRemoteBytes = 0;
-  std::int64_t checked = 0;   ///< values compared
-  std::int64_t inexact = 0;   ///< values whose bits differ from the reference
-  std::int64_t outside = 0;   ///< values further from the fp32 reference than its bound
-  std::int64_t badCounts = 0; ///< experts whose received count is not what the ranks sent
-  double largestError = 0;    ///< against the fp32 reference
-  double largestShare = 0;    ///< the same, as a share of the bound
+  std::int64_t checked = 0;    ///< values compared
+  std::int64_t inexact = 0;    ///< values whose bits differ from the reference
+  std::int64_t outside = 0;    ///< values further from the fp32 reference than its bound
+  std::int64_t badCounts = 0;  ///< experts whose received count is not what the ranks sent
+  double largestError = 0;     ///< against the fp32 reference
+  double largestShare = 0;     ///< the same, as a share of the bound
   // The first wrong value, if any.
   std::int32_t iteration = 0, token = 0, column = 0;
   float got = 0, expected = 0;
@@ -50,7 +50,7 @@ struct RankSummary {
 struct DemoReport {
   std::vector<RankSummary> ranks;
   std::vector<std::int64_t> expertLoad;  ///< [experts] selections, all iterations
-  double phaseMs[kPhases] = {};  ///< median over the iterations of the slowest rank
+  double phaseMs[kPhases] = {};          ///< median over the iterations of the slowest rank
   std::string device;
 };
 

@@ -30,7 +30,8 @@ std::string readText(const std::string& path) {
     throw CLI::ValidationError("--text", fmt::format("cannot read {}", path));
   }
   if (text.empty()) {
-    throw CLI::ValidationError("--text", fmt::format("{} is empty: at least 1 byte is needed", path));
+    throw CLI::ValidationError("--text",
+                               fmt::format("{} is empty: at least 1 byte is needed", path));
   }
   return text;
 }
@@ -42,8 +43,9 @@ int runDemo(DemoArguments arguments) {
   }
   if (shape.experts % shape.ranks != 0) {
     throw CLI::ValidationError(
-        "--experts", fmt::format("{} is not divisible by the {} ranks (--ranks): allowed are {}, {}, ...",
-                                 shape.experts, shape.ranks, shape.ranks, 2 * shape.ranks));
+        "--experts",
+        fmt::format("{} is not divisible by the {} ranks (--ranks): allowed are {}, {}, ...",
+                    shape.experts, shape.ranks, shape.ranks, 2 * shape.ranks));
   }
   if (shape.topk > shape.experts) {
     throw CLI::ValidationError("--topk", fmt::format("{} is more than the {} experts (--experts)",
@@ -71,17 +73,21 @@ void addDemo(CLI::App& app, const std::vector<std::string>& arguments, Action& a
   DemoOptions& demo = args->demo;
   ModelShape& shape = demo.shape;
   CLI::App* command = app.add_subcommand(
-      "demo", "Runs a mixture-of-experts layer over a text on several ranks and checks every value");
+      "demo",
+      "Runs a mixture-of-experts layer over a text on several ranks and checks every value");
   const auto number = [&](const char* name, int& value, int least, int most, const char* help) {
     command->add_option(name, value, help)->check(CLI::Range(least, most))->capture_default_str();
   };
-  command->add_option("--text", demo.textPath, "Text file to read; default: the one that is built in")
+  command
+      ->add_option("--text", demo.textPath, "Text file to read; default: the one that is built in")
       ->check(CLI::ExistingFile);
   number("--ranks", shape.ranks, 1, kMaxRanks, "Number of ranks");
-  number("--tokens", shape.tokens, 0, kMaxTokens, "Tokens per rank and iteration; a token is a byte");
+  number("--tokens", shape.tokens, 0, kMaxTokens,
+         "Tokens per rank and iteration; a token is a byte");
   number("--hidden", shape.hidden, 8, kMaxHidden, "Values per token, a multiple of 8");
   number("--topk", shape.topk, 1, kMaxTopk, "Experts per token, at most");
-  number("--experts", shape.experts, 1, kMaxExperts, "Experts of all ranks, divisible by the ranks");
+  number("--experts", shape.experts, 1, kMaxExperts,
+         "Experts of all ranks, divisible by the ranks");
   command
       ->add_option("--dtype", args->dtype,
                    "What is dispatched: bf16, or fp8 (e4m3, one fp32 scale per 128 values)")
@@ -95,7 +101,8 @@ void addDemo(CLI::App& app, const std::vector<std::string>& arguments, Action& a
   command->add_flag("--processes", args->ranks.processes,
                     "Ranks are processes; default: threads of one process");
   number("--sms", demo.sms, 1, kMaxSms, "Blocks per communication kernel (fewer on cpu)");
-  command->add_option("--seed", shape.seed, "Of embeddings, router and experts")->capture_default_str();
+  command->add_option("--seed", shape.seed, "Of embeddings, router and experts")
+      ->capture_default_str();
   number("--iterations", demo.iterations, 1, kMaxIterations,
          "Times the layer runs, each on the next piece of the text");
   command->add_option("--plant-error", demo.plantErrorRank, "This rank's experts make one error")

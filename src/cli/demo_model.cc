@@ -18,7 +18,15 @@ using device::floatToBf16;
 using device::floatToE4m3;
 
 /// Independent streams of pseudo-random numbers.
-enum Purpose : std::uint64_t { kTable = 1, kPosition, kGate, kPopularity, kScaleOf, kAngle, kShift };
+enum Purpose : std::uint64_t {
+  kTable = 1,
+  kPosition,
+  kGate,
+  kPopularity,
+  kScaleOf,
+  kAngle,
+  kShift
+};
 
 /// The router looks at this many columns: enough to tell bytes apart, and cheap on one CPU thread.
 constexpr int kGateColumns = 64;
@@ -141,9 +149,8 @@ void DemoModel::routeToken(const float* x, std::int64_t* idx, float* weights) co
   std::vector<int> order(experts);
   std::iota(order.begin(), order.end(), 0);
   const auto p = [&](int e) { return probability[static_cast<std::size_t>(e)] / sum; };
-  std::partial_sort(order.begin(), order.begin() + shape_.topk, order.end(), [&](int a, int b) {
-    return p(a) > p(b) || (p(a) == p(b) && a < b);
-  });
+  std::partial_sort(order.begin(), order.begin() + shape_.topk, order.end(),
+                    [&](int a, int b) { return p(a) > p(b) || (p(a) == p(b) && a < b); });
   const float least = kLeastShare / static_cast<float>(shape_.experts);
   float kept = 0;
   for (int k = 0; k < shape_.topk; ++k) {
@@ -196,11 +203,11 @@ void DemoModel::expect(const LayerInput& in, int token, ExpectedRow& out) const 
   }
   for (std::size_t c = 0; c < columns; ++c) {
     out.exact[c] = floatToBf16(total[c]);  // combine rounds once more
-    // Experts give values in (-1, 1) and weights sum to 1: an fp32 sum of n terms is off by less than
-    // n roundings of 1. The factor covers what roundings do to each other.
+    // Experts give values in (-1, 1) and weights sum to 1: an fp32 sum of n terms is off by less
+    // than n roundings of 1. The factor covers what roundings do to each other.
     const auto terms = static_cast<float>(shape_.topk + shape_.ranks);
-    out.bound[c] = 1.01f * kBf16Rounding * (magnitude[c] + std::abs(total[c])) +
-                   terms * kFp32Rounding;
+    out.bound[c] =
+        1.01f * kBf16Rounding * (magnitude[c] + std::abs(total[c])) + terms * kFp32Rounding;
   }
 }
 

@@ -6,8 +6,8 @@
 
 #include "expert_function.hpp"
 
-/// The demo's mixture-of-experts layer on the host: what goes in, where it goes, what must come out.
-/// Deterministic in the seed; any process can compute any rank's part.
+/// The demo's mixture-of-experts layer on the host: what goes in, where it goes, what must come
+/// out. Deterministic in the seed; any process can compute any rank's part.
 namespace mscclpp::ep::cli {
 
 struct ModelShape {
@@ -24,9 +24,9 @@ struct ModelShape {
 
 /// One rank's input of one iteration.
 struct LayerInput {
-  std::vector<std::uint16_t> x;   ///< bf16 [tokens, hidden]
-  std::vector<std::uint8_t> x8;   ///< with fp8: e4m3 [tokens, hidden]
-  std::vector<float> scales;      ///< with fp8: [tokens, ceil(hidden / 128)]
+  std::vector<std::uint16_t> x;       ///< bf16 [tokens, hidden]
+  std::vector<std::uint8_t> x8;       ///< with fp8: e4m3 [tokens, hidden]
+  std::vector<float> scales;          ///< with fp8: [tokens, ceil(hidden / 128)]
   std::vector<std::int64_t> topkIdx;  ///< [tokens, topk], best first; -1 = dropped
   std::vector<float> topkWeights;     ///< [tokens, topk], sum 1 over a token's experts
   std::vector<float> seen;  ///< [tokens, hidden]: x as the experts see it (with fp8: dequantised)

@@ -20,8 +20,8 @@ namespace {
 /// Bytes that one received row takes in the pool, its own tables included.
 std::size_t receivedRowBytes(const ModelShape& shape) {
   const auto hidden = static_cast<std::size_t>(shape.hidden);
-  const std::size_t row = shape.fp8 ? hidden + static_cast<std::size_t>(scalesPerRow(shape.hidden)) * 4
-                                    : hidden * 2;
+  const std::size_t row =
+      shape.fp8 ? hidden + static_cast<std::size_t>(scalesPerRow(shape.hidden)) * 4 : hidden * 2;
   return row + static_cast<std::size_t>(shape.topk) * 12 + 4;
 }
 
@@ -98,7 +98,8 @@ DemoReport DemoRank::run() {
 
 Tensor DemoRank::uploadInput(const LayerInput& in, Tensor& scales) const {
   if (!shape_.fp8) return device_.upload(DType::bf16, {shape_.tokens, shape_.hidden}, in.x.data());
-  scales = device_.upload(DType::f32, {shape_.tokens, scalesPerRow(shape_.hidden)}, in.scales.data());
+  scales =
+      device_.upload(DType::f32, {shape_.tokens, scalesPerRow(shape_.hidden)}, in.scales.data());
   return device_.upload(DType::e4m3, {shape_.tokens, shape_.hidden}, in.x8.data());
 }
 

@@ -14,7 +14,9 @@ constexpr std::size_t kTopExperts = 5;
 /// Columns of the histogram; more experts than that share columns.
 constexpr std::size_t kHistogramColumns = 64;
 
-double mb(std::int64_t bytes) { return static_cast<double>(bytes); }
+double mb(std::int64_t bytes) {
+  return static_cast<double>(bytes);
+}
 
 std::string header(const DemoOptions& options, const DemoReport& report, bool processes) {
   const ModelShape& s = options.shape;
@@ -42,7 +44,8 @@ std::string rankTable(const DemoReport& report) {
   const auto row = [&](std::string name, const RankSummary& r) {
     table.add({std::move(name), grouped(r.sent), grouped(r.received), grouped(r.remote),
                grouped(r.selections), megabytes(mb(r.dispatchBytes)), megabytes(mb(r.combineBytes)),
-               fmt::format("{:.2g}", r.largestError), fmt::format("{:.0f} %", r.largestShare * 100)});
+               fmt::format("{:.2g}", r.largestError),
+               fmt::format("{:.0f} %", r.largestShare * 100)});
   };
   for (std::size_t r = 0; r < report.ranks.size(); ++r) {
     const RankSummary& one = report.ranks[r];
@@ -73,7 +76,8 @@ std::string histogram(const std::vector<std::int64_t>& load) {
     if (e % each == 0) columns.push_back(0);
     columns.back() += load[e];
   }
-  const std::int64_t most = std::max<std::int64_t>(1, *std::max_element(columns.begin(), columns.end()));
+  const std::int64_t most =
+      std::max<std::int64_t>(1, *std::max_element(columns.begin(), columns.end()));
   std::string line;
   for (const std::int64_t column : columns) {
     const std::int64_t top = static_cast<std::int64_t>(kLevels.size()) - 1;
@@ -93,8 +97,9 @@ std::string expertLoad(const DemoOptions& options, const DemoReport& report) {
   std::string top;
   for (std::size_t i = 0; i < std::min(kTopExperts, order.size()); ++i) {
     const std::size_t e = order[i];
-    top += fmt::format("{}{} (rank {}) {}", i == 0 ? "" : ", ", e,
-                       e / static_cast<std::size_t>(options.shape.expertsPerRank()), grouped(load[e]));
+    top +=
+        fmt::format("{}{} (rank {}) {}", i == 0 ? "" : ", ", e,
+                    e / static_cast<std::size_t>(options.shape.expertsPerRank()), grouped(load[e]));
   }
   return fmt::format(
       "  load per expert: mean {:.1f}, least {}, most {} ({:.1f} x the mean)\n"
@@ -110,21 +115,24 @@ std::string phases(const DemoOptions& options, const DemoReport& report) {
   for (int p = 0; p < kPhases; ++p) {
     line += fmt::format("{}{} {}", p == 0 ? "" : ", ", kNames[p], duration(report.phaseMs[p]));
   }
-  return fmt::format("  time per phase (slowest rank, median of {}): {}\n\n", options.iterations, line);
+  return fmt::format("  time per phase (slowest rank, median of {}): {}\n\n", options.iterations,
+                     line);
 }
 
 std::string failureOf(std::size_t rank, const RankSummary& r) {
   std::string text;
   if (r.inexact + r.outside > 0) {
     text += fmt::format(
-        "FAILED: rank {}: {} of {} values differ from the reference, {} of them by more than rounding "
+        "FAILED: rank {}: {} of {} values differ from the reference, {} of them by more than "
+        "rounding "
         "allows; the first: iteration {}, token {}, column {}: got {}, expected {}\n",
         rank, grouped(r.inexact), grouped(r.checked), grouped(r.outside), r.iteration + 1, r.token,
         r.column, r.got, r.expected);
   }
   if (r.badCounts > 0) {
-    text += fmt::format("FAILED: rank {}: {} experts received another number of rows than was sent\n",
-                        rank, r.badCounts);
+    text +=
+        fmt::format("FAILED: rank {}: {} experts received another number of rows than was sent\n",
+                    rank, r.badCounts);
   }
   return text;
 }
@@ -147,10 +155,11 @@ std::string formatReport(const DemoOptions& options, const DemoReport& report, b
   }
   if (!inPool) out += "  note: the pool was full; some experts' outputs were staged\n";
   if (!failures.empty()) return out + failures;
-  return out + fmt::format(
-                   "OK: {} values equal the single-process reference bit for bit; largest error against "
-                   "plain fp32 {:.2g}, {:.0f} % of what two roundings to bf16 may cause\n",
-                   grouped(checked), largest, share * 100);
+  return out +
+         fmt::format(
+             "OK: {} values equal the single-process reference bit for bit; largest error against "
+             "plain fp32 {:.2g}, {:.0f} % of what two roundings to bf16 may cause\n",
+             grouped(checked), largest, share * 100);
 }
 
 }  // namespace mscclpp::ep::cli

@@ -9,8 +9,8 @@
 
 namespace mscclpp::ep::cli {
 
-/// One rank's device, its own stream (the "compute stream" of the calls) and ordinary tensors on it.
-/// Tensors keep the stream alive and are released in its order.
+/// One rank's device, its own stream (the "compute stream" of the calls) and ordinary tensors on
+/// it. Tensors keep the stream alive and are released in its order.
 class RankDevice {
  public:
   /// Opens the device and makes it the calling thread's current one (CUDA).

@@ -16,7 +16,9 @@ struct ExpertParameters {
 
 namespace MSCCLPP_PLATFORM_NS {
 
-__host__ __device__ inline float softsign(float v) { return v / (1.0f + (v < 0.0f ? -v : v)); }
+__host__ __device__ inline float softsign(float v) {
+  return v / (1.0f + (v < 0.0f ? -v : v));
+}
 
 /// Columns 2i and 2i + 1 of one token, in place.
 __host__ __device__ inline void applyExpert(const ExpertParameters& p, float& even, float& odd) {

@@ -15,7 +15,8 @@ namespace mscclpp::ep::cli {
 namespace {
 
 constexpr const char* kFooter =
-    "Exit codes: 0 all is well, 1 a result is wrong, 2 a bad option, 3 it could not run to the end.\n"
+    "Exit codes: 0 all is well, 1 a result is wrong, 2 a bad option, 3 it could not run to the "
+    "end.\n"
     "Environment variables: see `mscclpp-ep info`.";
 
 int run(int argc, char** argv) {
@@ -23,7 +24,8 @@ int run(int argc, char** argv) {
   // the driver when it starts; a value of the user's stays.
   setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 0);
 
-  CLI::App app{"Expert-parallel dispatch and combine: a demonstration and a benchmark.", "mscclpp-ep"};
+  CLI::App app{"Expert-parallel dispatch and combine: a demonstration and a benchmark.",
+               "mscclpp-ep"};
   app.set_version_flag("--version", MSCCLPP_EP_VERSION, "Print the version and exit");
   app.require_subcommand(1);
   app.footer(kFooter);
@@ -50,10 +52,13 @@ int run(int argc, char** argv) {
 }  // namespace
 
 void addMember(CLI::App& command, RankOptions& ranks) {
-  command.add_flag("--member", ranks.member, "One rank of --processes; started by the program itself")
+  command
+      .add_flag("--member", ranks.member, "One rank of --processes; started by the program itself")
       ->group("");
 }
 
 }  // namespace mscclpp::ep::cli
 
-int main(int argc, char** argv) { return mscclpp::ep::cli::run(argc, argv); }
+int main(int argc, char** argv) {
+  return mscclpp::ep::cli::run(argc, argv);
+}

@@ -33,8 +33,8 @@ void Progress::watch() {
   std::unique_lock lock(mutex_);
   auto next = started_ + kOften;
   while (!changed_.wait_until(lock, next, [this] { return over_; })) {
-    const auto seconds =
-        std::chrono::duration_cast<std::chrono::seconds>(std::chrono::steady_clock::now() - started_);
+    const auto seconds = std::chrono::duration_cast<std::chrono::seconds>(
+        std::chrono::steady_clock::now() - started_);
     if (!step_.empty()) {
       std::fputs(fmt::format("[{:3} s] {}\n", seconds.count(), step_).c_str(), stderr);
     }

@@ -12,7 +12,9 @@ constexpr std::uint64_t mixBits(std::uint64_t x) {
   x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
   return x ^ (x >> 31);
 }
-constexpr std::uint64_t mixBits(std::uint64_t a, std::uint64_t b) { return mixBits(mixBits(a) ^ b); }
+constexpr std::uint64_t mixBits(std::uint64_t a, std::uint64_t b) {
+  return mixBits(mixBits(a) ^ b);
+}
 constexpr std::uint64_t mixBits(std::uint64_t a, std::uint64_t b, std::uint64_t c) {
   return mixBits(mixBits(a, b) ^ c);
 }

@@ -1,5 +1,12 @@
 #include "ranks.hpp"
 
+#include <fcntl.h>
+#include <signal.h>
+#include <spawn.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <array>
 #include <cerrno>
@@ -15,21 +22,14 @@
 
 #include "exit_code.hpp"
 
-#include <fcntl.h>
-#include <signal.h>
-#include <spawn.h>
-#include <sys/prctl.h>
-#include <sys/wait.h>
-#include <unistd.h>
-
 namespace mscclpp::ep::cli {
 namespace {
 
 /// How long ranks may take to find each other: they are all of this machine.
 constexpr std::chrono::seconds kJoinLimit{100};
 
-/// What a member is told over its standard input. Not by an argument: others can read those, and the
-/// id carries the group's secret.
+/// What a member is told over its standard input. Not by an argument: others can read those, and
+/// the id carries the group's secret.
 struct Membership {
   std::int32_t rank;
   std::int32_t ranks;

@@ -13,8 +13,8 @@ namespace mscclpp::ep::cli {
 struct RankOptions {
   int ranks = 1;
   bool processes = false;
-  /// This process was started by startMembers(): it is one rank and reads which one from its standard
-  /// input.
+  /// This process was started by startMembers(): it is one rank and reads which one from its
+  /// standard input.
   bool member = false;
   /// The program's arguments, without its name: what members are started with.
   std::vector<std::string> arguments;

@@ -35,7 +35,9 @@ std::string grouped(std::int64_t value) {
   return out;
 }
 
-std::string megabytes(double bytes) { return fmt::format("{:.{}f} MB", bytes / 1e6, bytes < 1e5 ? 3 : 1); }
+std::string megabytes(double bytes) {
+  return fmt::format("{:.{}f} MB", bytes / 1e6, bytes < 1e5 ? 3 : 1);
+}
 
 std::string duration(double milliseconds) {
   if (milliseconds < 1) return fmt::format("{:.1f} us", milliseconds * 1e3);

@@ -6,7 +6,8 @@
 
 namespace mscclpp::ep::cli {
 
-/// Rows of cells, printed in aligned columns (numbers to the right: everything but the first column).
+/// Rows of cells, printed in aligned columns (numbers to the right: everything but the first
+/// column).
 class TextTable {
  public:
   explicit TextTable(std::vector<std::string> heads) { add(std::move(heads)); }

@@ -86,8 +86,8 @@ TEST(DemoModel, ExpertsComputeDifferentThings) {
   EXPECT_EQ(results.size(), 16u);
 }
 
-/// The two references of one row agree within the bound, and the bound is not so wide that a missing
-/// expert would pass.
+/// The two references of one row agree within the bound, and the bound is not so wide that a
+/// missing expert would pass.
 TEST(DemoModel, ExactReferenceLiesWithinTheBoundOfThePlainOne) {
   for (const bool fp8 : {false, true}) {
     const DemoModel model(smallShape(fp8), std::string(defaultText()));

@@ -1,5 +1,8 @@
 // Runs the program and looks at its exit code and its output, as scripts and people do.
 
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <array>
 #include <cstdio>
 #include <cstdlib>
@@ -11,8 +14,6 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
-#include <sys/wait.h>
-#include <unistd.h>
 
 namespace {
 
@@ -43,8 +44,9 @@ class TemporaryFile {
  public:
   explicit TemporaryFile(const std::string& content = "") {
     static int count = 0;
-    path_ = (std::filesystem::temp_directory_path() / fmt::format("cli_tests_{}_{}", getpid(), count++))
-                .string();
+    path_ =
+        (std::filesystem::temp_directory_path() / fmt::format("cli_tests_{}_{}", getpid(), count++))
+            .string();
     std::ofstream(path_) << content;
   }
   ~TemporaryFile() { std::filesystem::remove(path_); }
@@ -72,7 +74,8 @@ TEST_P(Demo, EveryValueIsChecked) {
   EXPECT_EQ(ran.code, 0) << ran.output;
   // tokens x hidden x ranks x iterations
   const int values = 24 * 136 * c.ranks * 2;
-  EXPECT_THAT(ran.output, HasSubstr(fmt::format("OK: {},{:03} values", values / 1000, values % 1000)));
+  EXPECT_THAT(ran.output,
+              HasSubstr(fmt::format("OK: {},{:03} values", values / 1000, values % 1000)));
   EXPECT_THAT(ran.output, Not(HasSubstr("FAILED")));
 }
 
@@ -82,16 +85,15 @@ INSTANTIATE_TEST_SUITE_P(All, Demo,
                                            DemoCase{2, "fp8", false}, DemoCase{4, "fp8", false},
                                            DemoCase{1, "bf16", true}, DemoCase{2, "bf16", true},
                                            DemoCase{4, "fp8", true}),
-                         [](const auto& info) {
-                           return fmt::format("{}Ranks_{}_{}", info.param.ranks, info.param.dtype,
-                                              info.param.processes ? "Processes" : "Threads");
+                         [](const auto& instance) {
+                           return fmt::format("{}Ranks_{}_{}", instance.param.ranks, instance.param.dtype,
+                                              instance.param.processes ? "Processes" : "Threads");
                          });
 
 TEST(DemoInput, ZeroTokens) {
   for (const char* more : {"", " --dtype fp8", " --processes"}) {
-    const Ran ran = run(
-        fmt::format("demo --platform cpu --ranks 2 --tokens 0 --hidden 64 --experts 8 --iterations 2{}",
-                    more));
+    const Ran ran = run(fmt::format(
+        "demo --platform cpu --ranks 2 --tokens 0 --hidden 64 --experts 8 --iterations 2{}", more));
     EXPECT_EQ(ran.code, 0) << ran.output;
     EXPECT_THAT(ran.output, HasSubstr("OK: 0 values"));
   }
@@ -170,8 +172,8 @@ TEST(Help, NamesEveryOptionWithItsDefault) {
   const Ran demo = run("demo --help");
   EXPECT_EQ(demo.code, 0);
   for (const char* text : {"--text", "--ranks", "--tokens", "--hidden", "--topk", "--experts",
-                           "--dtype", "--platform", "--processes", "--sms", "--seed", "--iterations",
-                           "[4]", "[256]", "[512]", "[32]", "[bf16]"}) {
+                           "--dtype", "--platform", "--processes", "--sms", "--seed",
+                           "--iterations", "[4]", "[256]", "[512]", "[32]", "[bf16]"}) {
     EXPECT_THAT(demo.output, HasSubstr(text));
   }
   EXPECT_THAT(demo.output, Not(HasSubstr("--plant-error")));
@@ -223,7 +225,8 @@ TEST(Bench, TableAndJson) {
 }
 
 TEST(Bench, ProcessesAndFlush) {
-  const Ran ran = run(fmt::format("{} --processes --flush --cases dispatch-bf16,combine-plain", kSmallBench));
+  const Ran ran =
+      run(fmt::format("{} --processes --flush --cases dispatch-bf16,combine-plain", kSmallBench));
   EXPECT_EQ(ran.code, 0) << ran.output;
   EXPECT_THAT(ran.output, HasSubstr("OK: every timed result was checked"));
 }

@@ -340,6 +340,26 @@ TEST(EpUnequal, AnotherOperationIsNamed) {
   }
 }
 
+TEST(EpUnequal, DispatchAgainstCombineEndsInTime) {
+  const World world(smallSpec());
+  BufferOptions options = testOptions();
+  options.timeoutSeconds = 1;
+  const auto errors = tryRanks(
+      2, [&](int) { return options; },
+      [&](RankContext& rank) {
+        const DispatchResult sent = dispatch(rank, world, {.hidden = 16});
+        if (rank.rank() == 0) {
+          dispatch(rank, world, {.hidden = 16});
+        } else {
+          combine(rank, world, {.hidden = 16}, sent.handle);
+          rank.sync();
+          rank.buffer().checkHealth();
+        }
+      });
+  EXPECT_THAT(errors[0], AllOf(HasSubstr("rank 0 in dispatch (notify)"), HasSubstr("same calls")));
+  EXPECT_THAT(errors[1], AllOf(HasSubstr("rank 1 in combine (entry)"), HasSubstr("same calls")));
+}
+
 /// Rank 1 never makes the call: the others name it, within the limit.
 class EpMissingRank : public ::testing::TestWithParam<const char*> {};
 

@@ -65,8 +65,8 @@ TEST(EpOrder, ThousandChainedPairs) {
     struct Kept {
       DispatchCase send;
       CombineCase back;
-      Tensor rows;
-      CombineResult combined;
+      Tensor rows = {};
+      CombineResult combined = {};
     };
     std::vector<Kept> kept;
     for (int i = 0; i < pairs; ++i) {

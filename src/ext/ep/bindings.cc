@@ -1,41 +1,27 @@
-// The Python module mscclpp_ep_cpp: the C++ API one to one, tensors in and out by DLPack. The only
-// file that knows Python. mscclpp.ext.ep (python/) gives it deep_ep's shape.
-#include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
-#include <nanobind/operators.h>
-#include <nanobind/stl/optional.h>
+// The Python module mscclpp_ep_cpp: the C++ API one to one. mscclpp.ext.ep (python/) gives it
+// deep_ep's shape.
+#include "bindings.hpp"
+
+#include <cstdint>
+#include <memory>
+#include <utility>
+#include <vector>
+
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
-#include <chrono>
-#include <cstdint>
-#include <cstring>
-#include <memory>
-#include <optional>
-#include <string>
-#include <utility>
-#include <vector>
-
 #include <mscclpp/bootstrap.hpp>
-#include <mscclpp/env.hpp>
 #include <mscclpp/errors.hpp>
 #include <mscclpp/ext/ep/buffer.hpp>
 #include <mscclpp/ext/ep/types.hpp>
-#include <mscclpp/platform.hpp>
-
-#ifndef MSCCLPP_CUDA_ARCHS
-#define MSCCLPP_CUDA_ARCHS ""
-#endif
+#include <mscclpp/format.hpp>
 
 namespace mscclpp::ep {
 namespace {
 
 namespace nb = nanobind;
 using namespace nb::literals;
-using ReleaseGil = nb::call_guard<nb::gil_scoped_release>;
-
-// ---- errors ------------------------------------------------------------------------------------
 
 /// Raises the Python class that belongs to the code; the message is passed on unchanged.
 void raise(const Error& error) {
@@ -64,227 +50,6 @@ void translateErrors(const std::exception_ptr& pointer, void*) {
     raise(error);
   }
 }
-
-// ---- tensors -----------------------------------------------------------------------------------
-
-nb::dlpack::dtype dlpackType(DType dtype) {
-  using Code = nb::dlpack::dtype_code;
-  const auto make = [&](Code code) {
-    return nb::dlpack::dtype{static_cast<std::uint8_t>(code),
-                             static_cast<std::uint8_t>(sizeOf(dtype) * 8), 1};
-  };
-  switch (dtype) {
-    case DType::bf16:
-      return make(Code::Bfloat);
-    case DType::f32:
-      return make(Code::Float);
-    case DType::i32:
-    case DType::i64:
-      return make(Code::Int);
-    case DType::e4m3:  // frameworks disagree on the code for float8: it crosses as bytes
-    case DType::u8:
-      return make(Code::UInt);
-  }
-  fail(ErrorCode::internal, "no DLPack type for {}", nameOf(dtype));
-}
-
-DType dtypeOf(nb::dlpack::dtype type) {
-  constexpr auto kBool = static_cast<std::uint8_t>(nb::dlpack::dtype_code::Bool);
-  if (type.code == kBool && type.bits == 8) return DType::u8;
-  for (const DType dtype : {DType::bf16, DType::f32, DType::i32, DType::i64, DType::u8}) {
-    if (type == dlpackType(dtype)) return dtype;
-  }
-  fail(ErrorCode::invalidArgument,
-       "DLPack type (code {}, {} bits, {} lanes) is not supported: use bfloat16, float32, int32, "
-       "int64 or uint8 (float8_e4m3fn: pass its bytes and dtype=e4m3)",
-       type.code, type.bits, type.lanes);
-}
-
-/// `array` stays alive as long as the Tensor. `dtype`: what the bytes mean, when it is not what
-/// DLPack says.
-Tensor importTensor(nb::ndarray<nb::ro> array, std::optional<DType> dtype) {
-  Tensor tensor;
-  tensor.present = true;
-  tensor.dtype = dtypeOf(array.dtype());
-  if (dtype) {
-    check(sizeOf(*dtype) == sizeOf(tensor.dtype), ErrorCode::invalidArgument,
-          "a tensor of {} cannot be read as {}: the element sizes differ", nameOf(tensor.dtype),
-          nameOf(*dtype));
-    tensor.dtype = *dtype;
-  }
-  const int device = array.device_type();
-  check(device == nb::device::cpu::value || device == nb::device::cuda::value ||
-            device == nb::device::cuda_host::value,
-        ErrorCode::invalidArgument, "DLPack device type {} is neither a CPU nor a CUDA device",
-        device);
-  tensor.platform = device == nb::device::cuda::value ? Platform::cuda : Platform::cpu;
-  tensor.deviceIndex = tensor.platform == Platform::cuda ? array.device_id() : 0;
-  for (std::size_t i = 0; i < array.ndim(); ++i) {
-    tensor.shape.push_back(static_cast<std::int64_t>(array.shape(i)));
-    tensor.strides.push_back(array.stride(i));
-  }
-  tensor.data = const_cast<void*>(static_cast<const void*>(array.data()));
-  tensor.owner = std::make_shared<nb::ndarray<nb::ro>>(std::move(array));
-  return tensor;
-}
-
-/// A DLPack capsule that shares the tensor's memory. No stream is synchronised.
-nb::ndarray<> exportTensor(const Tensor& tensor) {
-  check(static_cast<bool>(tensor), ErrorCode::invalidArgument, "an absent tensor has no memory");
-  const std::vector<std::size_t> shape(tensor.shape.begin(), tensor.shape.end());
-  auto owner = std::make_unique<std::shared_ptr<void>>(tensor.owner);
-  const nb::capsule capsule(owner.get(), [](void* p) noexcept {
-    delete static_cast<std::shared_ptr<void>*>(p);
-  });
-  owner.release();
-  const bool cuda = tensor.platform == Platform::cuda;
-  return nb::ndarray<>(tensor.data, shape.size(), shape.data(), capsule,
-                       tensor.strides.empty() ? nullptr : tensor.strides.data(),
-                       dlpackType(tensor.dtype),
-                       cuda ? nb::device::cuda::value : nb::device::cpu::value, tensor.deviceIndex);
-}
-
-void bindTensor(nb::module_& m) {
-  nb::enum_<DType>(m, "DType")
-      .value("bf16", DType::bf16)
-      .value("e4m3", DType::e4m3)
-      .value("f32", DType::f32)
-      .value("i32", DType::i32)
-      .value("i64", DType::i64)
-      .value("u8", DType::u8);
-  nb::class_<Tensor>(m, "Tensor")
-      .def(
-          "__init__",
-          [](Tensor* self, nb::ndarray<nb::ro> array, std::optional<DType> dtype) {
-            new (self) Tensor(importTensor(std::move(array), dtype));
-          },
-          "array"_a, "dtype"_a = nb::none())
-      .def("to_dlpack", &exportTensor)
-      .def_prop_ro("dtype", [](const Tensor& t) { return t.dtype; })
-      .def_prop_ro("shape", [](const Tensor& t) { return nb::tuple(nb::cast(t.shape)); })
-      .def_prop_ro("data_ptr",
-                   [](const Tensor& t) { return reinterpret_cast<std::uintptr_t>(t.data); })
-      .def("__bool__", [](const Tensor& t) { return static_cast<bool>(t); })
-      .def("__repr__", [](const Tensor& t) { return "<Tensor " + t.describe() + ">"; });
-}
-
-// ---- devices, events, bootstrap ----------------------------------------------------------------
-
-void* pointer(std::uintptr_t address) { return reinterpret_cast<void*>(address); }
-
-void bindPlatform(nb::module_& m) {
-  nb::enum_<Platform>(m, "Platform").value("cpu", Platform::cpu).value("cuda", Platform::cuda);
-  nb::class_<Event>(m, "Event")
-      .def(nb::init<>())
-      .def("__bool__", [](const Event& e) { return static_cast<bool>(e); })
-      .def("query", &Event::query)
-      .def("synchronize", &Event::synchronize, ReleaseGil())
-      .def("elapsed_ms", &Event::elapsedMs, "since"_a);
-  nb::class_<Device>(m, "Device")
-      .def_static("open", &Device::open, "platform"_a, "index"_a = 0, ReleaseGil())
-      .def_static("count", &Device::count, "platform"_a)
-      .def_prop_ro("platform", &Device::platform)
-      .def_prop_ro("index", &Device::index)
-      .def("describe", &Device::describe)
-      // The stream is borrowed for the call: a cudaStream_t as an integer; 0 = default / host.
-      .def(
-          "record",
-          [](Device& d, std::uintptr_t stream) {
-            return d.borrowStream(pointer(stream)).record(false);
-          },
-          "stream"_a)
-      .def(
-          "wait",
-          [](Device& d, std::uintptr_t stream, const Event& event) {
-            d.borrowStream(pointer(stream)).wait(event);
-          },
-          "stream"_a, "event"_a, ReleaseGil());
-  m.def("env_platform", [] { return env().platform; });
-  m.def("has_cuda", [] {
-#if MSCCLPP_HAVE_CUDA
-    return true;
-#else
-    return false;
-#endif
-  });
-  m.def("is_sm90_compiled",
-        [] { return std::string(MSCCLPP_CUDA_ARCHS).find("90") != std::string::npos; });
-}
-
-/// A callable that C++ keeps, calls and drops from threads that do not hold the GIL.
-class Callback {
- public:
-  explicit Callback(nb::object callable)
-      : callable_(new nb::object(std::move(callable)), [](nb::object* p) {
-          const nb::gil_scoped_acquire gil;
-          delete p;
-        }) {}
-  template <class F>
-  void operator()(F&& use) const {
-    const nb::gil_scoped_acquire gil;
-    use(*callable_);
-  }
-
- private:
-  std::shared_ptr<nb::object> callable_;
-};
-
-std::vector<nb::bytes> gatherBytes(Bootstrap& bootstrap, const nb::bytes& mine) {
-  const std::size_t each = mine.size(), ranks = static_cast<std::size_t>(bootstrap.size());
-  std::vector<char> all(each * ranks);
-  std::memcpy(all.data() + each * static_cast<std::size_t>(bootstrap.rank()), mine.c_str(), each);
-  {
-    const nb::gil_scoped_release release;
-    bootstrap.allGather(all.data(), each);
-  }
-  std::vector<nb::bytes> pieces;
-  for (std::size_t r = 0; r < ranks; ++r) pieces.emplace_back(all.data() + r * each, each);
-  return pieces;
-}
-
-std::shared_ptr<Bootstrap> makeCallbackBootstrap(int rank, int size, nb::object allGather) {
-  auto gather = [call = Callback(std::move(allGather)), rank, size](void* data, std::size_t each) {
-    call([&](const nb::object& callable) {
-      char* all = static_cast<char*>(data);
-      const auto pieces = nb::cast<std::vector<nb::bytes>>(
-          callable(nb::bytes(all + each * static_cast<std::size_t>(rank), each)));
-      check(pieces.size() == static_cast<std::size_t>(size), ErrorCode::invalidArgument,
-            "all_gather returned {} pieces for {} ranks", pieces.size(), size);
-      for (std::size_t r = 0; r < pieces.size(); ++r) {
-        check(pieces[r].size() == each, ErrorCode::invalidArgument,
-              "all_gather returned {} bytes from rank {}: {} were expected", pieces[r].size(), r,
-              each);
-        std::memcpy(all + r * each, pieces[r].c_str(), each);
-      }
-    });
-  };
-  return std::make_shared<CallbackBootstrap>(rank, size, std::move(gather));
-}
-
-void bindBootstrap(nb::module_& m) {
-  m.def(
-      "create_unique_id",
-      [](const std::string& interface) {
-        return TcpBootstrap::createUniqueId(interface).toString();
-      },
-      "interface"_a = "", ReleaseGil());
-  nb::class_<Bootstrap>(m, "Bootstrap")
-      .def_prop_ro("rank", &Bootstrap::rank)
-      .def_prop_ro("size", &Bootstrap::size)
-      .def("all_gather", &gatherBytes, "data"_a)
-      .def("barrier", &Bootstrap::barrier, ReleaseGil());
-  m.def(
-      "tcp_bootstrap",
-      [](int rank, int size, const std::string& id, double timeout) {
-        const std::chrono::milliseconds limit(static_cast<std::int64_t>(timeout * 1e3));
-        return std::static_pointer_cast<Bootstrap>(
-            std::make_shared<TcpBootstrap>(rank, size, UniqueId::fromString(id), limit));
-      },
-      "rank"_a, "size"_a, "unique_id"_a, "timeout"_a = 100.0, ReleaseGil());
-  m.def("callback_bootstrap", &makeCallbackBootstrap, "rank"_a, "size"_a, "all_gather"_a);
-}
-
-// ---- Config, Buffer ----------------------------------------------------------------------------
 
 std::vector<int> fieldsOf(const Config& c) {
   return {c.numSms, c.numMaxNvlChunkedSendTokens, c.numMaxNvlChunkedRecvTokens,
@@ -316,8 +81,7 @@ void bindConfig(nb::module_& m) {
              const nb::object fields = nb::cast(fieldsOf(nb::cast<const Config&>(self)));
              return nb::make_tuple(self.type(), nb::tuple(fields));
            })
-      .def("__hash__",
-           [](const Config& c) { return nb::hash(nb::tuple(nb::cast(fieldsOf(c)))); })
+      .def("__hash__", [](const Config& c) { return nb::hash(nb::tuple(nb::cast(fieldsOf(c)))); })
       .def("__eq__",
            [](const Config& a, nb::handle b) {
              return nb::isinstance<Config>(b) && fieldsOf(a) == fieldsOf(nb::cast<Config&>(b));
@@ -426,27 +190,35 @@ void bindBuffer(nb::module_& m) {
   nb::class_<PythonBuffer>(m, "Buffer")
       .def(nb::init<std::shared_ptr<Bootstrap>, const BufferOptions&>(), "bootstrap"_a, "options"_a,
            ReleaseGil())
-      .def("destroy", [](Self b) { b.buffer->destroy(); }, ReleaseGil())
-      .def("get_dispatch_layout",
-           [](Self b, const LayoutRequest& r) { return b.buffer->getDispatchLayout(r); },
-           "request"_a, ReleaseGil())
-      .def("dispatch", [](Self b, const DispatchRequest& r) { return b.buffer->dispatch(r); },
-           "request"_a, ReleaseGil())
-      .def("combine", [](Self b, const CombineRequest& r) { return b.buffer->combine(r); },
-           "request"_a, ReleaseGil())
-      .def("create_tensor",
-           [](Self b, DType dtype, std::vector<std::int64_t> shape, std::uintptr_t stream) {
-             return b.buffer->createTensor(dtype, std::move(shape), pointer(stream));
-           },
-           "dtype"_a, "shape"_a, "compute_stream"_a = 0, ReleaseGil())
-      .def("in_pool", [](Self b, const Tensor& t) { return b.buffer->inPool(t); }, "tensor"_a)
+      .def(
+          "destroy", [](Self b) { b.buffer->destroy(); }, ReleaseGil())
+      .def(
+          "get_dispatch_layout",
+          [](Self b, const LayoutRequest& r) { return b.buffer->getDispatchLayout(r); },
+          "request"_a, ReleaseGil())
+      .def(
+          "dispatch", [](Self b, const DispatchRequest& r) { return b.buffer->dispatch(r); },
+          "request"_a, ReleaseGil())
+      .def(
+          "combine", [](Self b, const CombineRequest& r) { return b.buffer->combine(r); },
+          "request"_a, ReleaseGil())
+      .def(
+          "create_tensor",
+          [](Self b, DType dtype, std::vector<std::int64_t> shape, std::uintptr_t stream) {
+            return b.buffer->createTensor(dtype, std::move(shape), pointer(stream));
+          },
+          "dtype"_a, "shape"_a, "compute_stream"_a = 0, ReleaseGil())
+      .def(
+          "in_pool", [](Self b, const Tensor& t) { return b.buffer->inPool(t); }, "tensor"_a)
       .def("pool_bytes_free", [](Self b) { return b.buffer->poolBytesFree(); })
-      .def("create_expert_map",
-           [](Self b, const std::vector<int>& hosts) { return b.buffer->createExpertMap(hosts); },
-           "rank_of_expert"_a, ReleaseGil())
+      .def(
+          "create_expert_map",
+          [](Self b, const std::vector<int>& hosts) { return b.buffer->createExpertMap(hosts); },
+          "rank_of_expert"_a, ReleaseGil())
       .def("comm_stream",
            [](Self b) { return reinterpret_cast<std::uintptr_t>(b.buffer->commStream()); })
-      .def("check_health", [](Self b) { b.buffer->checkHealth(); }, ReleaseGil());
+      .def(
+          "check_health", [](Self b) { b.buffer->checkHealth(); }, ReleaseGil());
 }
 
 NB_MODULE(mscclpp_ep_cpp, m) {

@@ -24,12 +24,21 @@ struct WaitValues {
   uint64_t waitedNs;
 };
 
+/// Claims a record for this GPU. Device scope: system-scope atomics on host memory behind PCIe are not
+/// atomic on every machine. Should the host claim it at the same moment, one of the two is lost.
+__device__ __forceinline__ bool claimRecord(FailureRecord* record) {
+  uint32_t found;
+  asm volatile("atom.acq_rel.gpu.cas.b32 %0, [%1], %2, %3;"
+               : "=r"(found)
+               : "l"(&record->state), "r"(kFailureNone), "r"(kFailureClaimed)
+               : "memory");
+  return found == kFailureNone;
+}
+
 /// Claims the record and fills it in; does nothing when somebody was first.
 __device__ __noinline__ inline void recordFailure(FailureRecord* record, int32_t rank,
                                                   WaitPoint point, WaitValues values) {
-  if (record == nullptr) return;
-  uint32_t expected = kFailureNone;
-  if (!compareExchangeAcqRel(&record->state, expected, kFailureClaimed)) return;
+  if (record == nullptr || !claimRecord(record)) return;
   record->what = point.what;
   record->rank = rank;
   record->peer = point.peer;

@@ -1,0 +1,156 @@
+// Ranks as processes. Rank 0 is the test itself; the others are this binary, started with a role.
+#include "core/processes.hpp"
+#include "ep/scenario.hpp"
+
+#include <mscclpp/bootstrap.hpp>
+#include <mscclpp/errors.hpp>
+
+#include <gmock/gmock.h>
+#include <signal.h>
+
+#include <chrono>
+#include <cstdlib>
+
+namespace mscclpp::ep::testing {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::AnyOf;
+using ::testing::HasSubstr;
+using ::testing::StartsWith;
+using test::Child;
+
+constexpr const char* kGroupVariable = "MSCCLPP_TEST_GROUP";
+constexpr int kVictim = 2;
+
+World layerWorld(int ranks) {
+  return World({.ranks = ranks, .tokens = {40, 0, 17, 129}, .topk = 3, .experts = 4 * ranks});
+}
+
+/// Calls of every kind, in an order that one handle after the other survives.
+void runCalls(RankContext& rank) {
+  const World world = layerWorld(rank.ranks());
+  for (std::uint64_t i = 0; i < 3; ++i) {
+    const DispatchCase exact{.id = 10 + i, .hidden = 264};
+    const DispatchCase worst{.id = 20 + i, .hidden = 64, .worst = 600};
+    DispatchCase cached{.id = 30 + i, .hidden = 512, .dtype = DType::e4m3, .scales = Scales::padded};
+    const CombineCase inPool{.id = 40 + i, .hidden = 264, .biases = 2};
+    const CombineCase staged{.id = 50 + i, .hidden = 64, .inPool = false, .weightColumns = 3};
+    const DispatchResult a = dispatch(rank, world, exact), b = dispatch(rank, world, worst);
+    cached.handle = a.handle;
+    const DispatchResult c = dispatch(rank, world, cached);
+    const CombineResult d = combine(rank, world, staged, b.handle);
+    const CombineResult e = combine(rank, world, inPool, a.handle);
+    expectDispatch(rank, world, exact, a);
+    expectDispatch(rank, world, worst, b);
+    expectDispatch(rank, world, cached, c);
+    expectCombine(rank, world, staged, d);
+    expectCombine(rank, world, inPool, e);
+  }
+}
+
+/// One good pair; then the victim dies: before it calls, or right after it has enqueued its dispatch.
+void runUntilDeath(RankContext& rank, bool insideCall) {
+  const World world = layerWorld(rank.ranks());
+  const DispatchCase send{.hidden = 64, .worst = 600};
+  const CombineCase back{.hidden = 64};
+  expectCombine(rank, world, back, combine(rank, world, back, dispatch(rank, world, send).handle));
+  if (rank.rank() == kVictim && !insideCall) raise(SIGKILL);
+  const DispatchResult sent = dispatch(rank, world, send);
+  if (rank.rank() == kVictim) raise(SIGKILL);
+  combine(rank, world, back, sent.handle);
+  rank.sync();
+  rank.buffer().checkHealth();
+}
+
+BufferOptions optionsFor(const std::string& mode) {
+  BufferOptions options = testOptions();
+  if (mode != "calls") options.timeoutSeconds = 1;
+  return options;
+}
+
+void runMode(const std::string& mode, RankContext& rank) {
+  if (mode == "calls") {
+    runCalls(rank);
+    rank.sync();
+    rank.buffer().destroy();
+  } else {
+    runUntilDeath(rank, mode == "inside");
+  }
+}
+
+/// Arguments: rank, ranks, mode. Says its error, or "ok", and fails when an expectation did.
+int rankRole(const std::vector<std::string>& arguments) {
+  const int rank = std::stoi(arguments.at(0)), ranks = std::stoi(arguments.at(1));
+  const std::string error = errorOf([&] {
+    const UniqueId id = UniqueId::fromString(std::getenv(kGroupVariable));
+    RankContext context(std::make_shared<TcpBootstrap>(rank, ranks, id), optionsFor(arguments.at(2)));
+    runMode(arguments.at(2), context);
+  });
+  test::tellParent(error.empty() ? "ok" : error);
+  return ::testing::UnitTest::GetInstance()->ad_hoc_test_result().Failed() ? 1 : 0;
+}
+const test::RoleRegistration kRankRole("ep_rank", rankRole);
+
+struct Ending {
+  std::string said;  ///< a child's last line
+  int exitCode = 0;
+};
+
+/// Runs a group and returns rank 0's error; the children's endings, by rank, in `endings`.
+std::string runProcesses(int ranks, const std::string& mode, std::vector<Ending>& endings) {
+  const UniqueId id = TcpBootstrap::createUniqueId("127.0.0.1");
+  std::vector<Child> children;
+  for (int r = 1; r < ranks; ++r) {
+    children.emplace_back(
+        "ep_rank", std::vector<std::string>{std::to_string(r), std::to_string(ranks), mode},
+        std::vector<std::string>{std::string(kGroupVariable) + "=" + id.toString()});
+  }
+  const auto bootstrap = std::make_shared<TcpBootstrap>(0, ranks, id);
+  const std::string error = errorOf([&] {
+    RankContext context(bootstrap, optionsFor(mode));
+    runMode(mode, context);
+  });
+  endings.resize(static_cast<std::size_t>(ranks));
+  for (std::size_t r = 1; r < endings.size(); ++r) {
+    endings[r].said = children[r - 1].hear();
+    endings[r].exitCode = children[r - 1].wait();
+  }
+  return error;
+}
+
+bool enoughDevices(int ranks) {
+  return testPlatform() == Platform::cpu || Device::count(testPlatform()) >= ranks;
+}
+
+TEST(EpProcesses, EveryCallOnFourRanks) {
+  const int ranks = enoughDevices(4) ? 4 : 2;
+  if (!enoughDevices(ranks)) GTEST_SKIP() << "needs " << ranks << " GPUs";
+  std::vector<Ending> endings;
+  EXPECT_EQ(runProcesses(ranks, "calls", endings), "");
+  for (std::size_t r = 1; r < endings.size(); ++r) {
+    EXPECT_EQ(endings[r].said, "ok") << "rank " << r;
+    EXPECT_EQ(endings[r].exitCode, 0) << "rank " << r;
+  }
+}
+
+class EpKilledRank : public ::testing::TestWithParam<const char*> {};
+
+TEST_P(EpKilledRank, IsNamedByTheOthersInTime) {
+  if (!enoughDevices(3)) GTEST_SKIP() << "needs 3 GPUs";
+  std::vector<Ending> endings;
+  const auto start = std::chrono::steady_clock::now();
+  const std::string mine = runProcesses(3, GetParam(), endings);
+  const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+  EXPECT_LT(seconds.count(), underSanitizer() ? 30 : 12);
+  EXPECT_EQ(endings[kVictim].exitCode, 128 + SIGKILL);
+  for (const std::string& error : {mine, endings[1].said}) {
+    EXPECT_THAT(error, AllOf(StartsWith("timeout: EP timeout after"), HasSubstr("waited for rank 2")));
+  }
+  EXPECT_EQ(endings[1].exitCode, 0);
+}
+INSTANTIATE_TEST_SUITE_P(Moments, EpKilledRank, ::testing::Values("before", "inside"),
+                         [](const auto& test) { return std::string(test.param); });
+
+}  // namespace
+}  // namespace mscclpp::ep::testing
