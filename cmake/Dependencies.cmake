@@ -12,7 +12,7 @@ mscclpp_need(Threads libc6-dev)
 # Only two assembler routines of Boost.Context are used: the static library saves a run-time
 # dependency of the Python wheel.
 set(Boost_USE_STATIC_LIBS ON)
-mscclpp_need(Boost libboost-context-dev 1.74 COMPONENTS context)
+mscclpp_need(Boost libboost-context-dev 1.74 CONFIG COMPONENTS context)
 find_path(ASIO_INCLUDE_DIR asio.hpp) # header-only, ships no CMake package
 if(NOT ASIO_INCLUDE_DIR)
   message(FATAL_ERROR "asio.hpp was not found (Debian package libasio-dev): ${_hint}")

@@ -14,13 +14,14 @@ inline constexpr uint32_t kFailurePublished = 2;  ///< the other members can be 
 /// The first wait that failed, one record per rank. The owner allocates it in memory that host and
 /// device can both reach (pinned host memory on CUDA) and keeps it alive while kernels run.
 struct alignas(64) FailureRecord {
-  uint32_t state = kFailureNone;  ///< kFailure...; claimed by compare-exchange, published by release
-  uint32_t what = 0;              ///< WaitPoint::what: an enumerator of the kernel's own
-  int32_t rank = 0;               ///< WaitControl::rank: who waited
-  int32_t peer = 0;               ///< WaitPoint::peer: for whom (-1 = nobody in particular)
-  uint32_t block = 0;             ///< block index of the waiting thread
-  uint32_t thread = 0;            ///< index of the waiting thread in its block
-  uint32_t line = 0;              ///< source line of the wait; 0 when the platform does not know it
+  uint32_t state =
+      kFailureNone;     ///< kFailure...; claimed by compare-exchange, published by release
+  uint32_t what = 0;    ///< WaitPoint::what: an enumerator of the kernel's own
+  int32_t rank = 0;     ///< WaitControl::rank: who waited
+  int32_t peer = 0;     ///< WaitPoint::peer: for whom (-1 = nobody in particular)
+  uint32_t block = 0;   ///< block index of the waiting thread
+  uint32_t thread = 0;  ///< index of the waiting thread in its block
+  uint32_t line = 0;    ///< source line of the wait; 0 when the platform does not know it
   uint32_t reserved = 0;
   uint64_t expected = 0;  ///< value waited for (waitReached: the epoch)
   uint64_t seen = 0;      ///< last value seen

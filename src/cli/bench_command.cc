@@ -96,43 +96,50 @@ void addBench(CLI::App& app, const std::vector<std::string>& arguments, Action& 
       "bench", "Times dispatch and combine against a plain copy of the same rows, and checks them");
   const auto number = [&](const char* name, std::optional<int>& value, int least, int most,
                           const char* help) {
-    command->add_option(name, value, help)->check(CLI::Range(least, most));
+    command->add_option(name, value, fmt::format("{}; {} to {}", help, least, most))
+        ->check(CLI::Range(least, most).description(""))
+        ->type_name("N");
   };
   number("--ranks", args->rankCount, 1, kMaxRanks,
          "Number of ranks; default: one per GPU, 4 on cpu");
-  number("--tokens", args->tokens, 1, kMaxTokens, "Tokens per rank; default: 4096, on cpu 64");
+  number("--tokens", args->tokens, 1, kMaxTokens, "Tokens per rank; default 4096, on cpu 64");
   number("--hidden", args->hidden, 8, kMaxHidden,
-         "Values per token, a multiple of 8; default: 7168, on cpu 1024");
-  number("--topk", args->topk, 1, kMaxTopk, "Experts per token; default: 8, on cpu 4");
+         "Values per token, a multiple of 8; default 7168, on cpu 1024");
+  number("--topk", args->topk, 1, kMaxTopk, "Experts per token; default 8, on cpu 4");
   number("--experts", args->experts, 1, kMaxExperts,
-         "Experts of all ranks, divisible by the ranks; default: 256, on cpu 32");
+         "Experts of all ranks, divisible by the ranks; default 256, on cpu 32");
   command
       ->add_option(
           "--blocks", bench.blocks,
-          "Blocks per kernel, a list such as 8,16; default: 4,8,12,16,20,24,32, on cpu 1,2,4")
+          "Blocks per kernel, a list such as 8,16; default 4,8,12,16,20,24,32, on cpu 1,2,4")
       ->delimiter(',')
-      ->check(CLI::Range(1, kMaxBlocks));
+      ->check(CLI::Range(1, kMaxBlocks).description(""))
+      ->type_name("N,...");
   command
       ->add_option("--cases", args->cases,
                    "What is timed, a list; default: all of dispatch-bf16, dispatch-fp8, "
                    "dispatch-uncached, combine-pool, combine-plain, layout")
       ->delimiter(',')
-      ->check(CLI::IsMember(caseNames()));
+      ->check(CLI::IsMember(caseNames()).description(""))
+      ->type_name("NAME,...");
   number("--warmup", args->warmup, 0, kMaxCalls,
-         "Calls before those that count; default: 5, on cpu 1");
-  number("--iterations", args->iterations, 1, kMaxCalls, "Calls that count; default: 30, on cpu 5");
+         "Calls before those that count; default 5, on cpu 1");
+  number("--iterations", args->iterations, 1, kMaxCalls, "Calls that count; default 30, on cpu 5");
   command->add_flag(
       "--flush", bench.flush,
       "Before every call: overwrite 256 MiB and align the ranks, outside the timed part");
-  command->add_option("--seed", bench.seed, "Of routing and contents")->capture_default_str();
+  command->add_option("--seed", bench.seed, "Of routing and contents; any number; default 1")
+      ->type_name("N");
   command
       ->add_option("--platform", args->platform,
                    "cpu, or cuda (rank r uses GPU r modulo their number); default: "
-                   "MSCCLPP_EP_PLATFORM, else cuda if there is a GPU")
-      ->check(CLI::IsMember({"cpu", "cuda"}));
+                   "MSCCLPP_EP_PLATFORM, else cuda if there is a GPU, else cpu")
+      ->check(CLI::IsMember({"cpu", "cuda"}).description(""))
+      ->type_name("NAME");
   command->add_flag("--processes", args->ranks.processes,
                     "Ranks are processes; default: threads of one process");
-  command->add_option("--json", bench.jsonPath, "Also write the results to this file as JSON");
+  command->add_option("--json", bench.jsonPath, "Also write the results to this file as JSON")
+      ->type_name("FILE");
   command->add_flag("--plant-error", bench.plantError, "Expect a wrong byte in every result")
       ->group("");
   addMember(*command, args->ranks);

@@ -35,7 +35,7 @@ struct RankSummary {
   std::int64_t checked = 0;    ///< values compared
   std::int64_t inexact = 0;    ///< values whose bits differ from the reference
   std::int64_t outside = 0;    ///< values further from the fp32 reference than its bound
-  std::int64_t badCounts = 0;  ///< experts whose received count is not what the ranks sent
+  std::int64_t badCounts = 0;  ///< (expert, iteration): received count is not what was sent
   double largestError = 0;     ///< against the fp32 reference
   double largestShare = 0;     ///< the same, as a share of the bound
   // The first wrong value, if any.

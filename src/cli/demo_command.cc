@@ -76,33 +76,41 @@ void addDemo(CLI::App& app, const std::vector<std::string>& arguments, Action& a
       "demo",
       "Runs a mixture-of-experts layer over a text on several ranks and checks every value");
   const auto number = [&](const char* name, int& value, int least, int most, const char* help) {
-    command->add_option(name, value, help)->check(CLI::Range(least, most))->capture_default_str();
+    command
+        ->add_option(name, value, fmt::format("{}; {} to {}; default {}", help, least, most, value))
+        ->check(CLI::Range(least, most).description(""))
+        ->type_name("N");
   };
   command
-      ->add_option("--text", demo.textPath, "Text file to read; default: the one that is built in")
-      ->check(CLI::ExistingFile);
+      ->add_option("--text", demo.textPath,
+                   "Text file to read; default: the one built in, data/demo.txt of the sources")
+      ->check(CLI::ExistingFile.description(""))
+      ->type_name("FILE");
   number("--ranks", shape.ranks, 1, kMaxRanks, "Number of ranks");
   number("--tokens", shape.tokens, 0, kMaxTokens,
-         "Tokens per rank and iteration; a token is a byte");
+         "Tokens per rank and iteration; a token is a byte of the text");
   number("--hidden", shape.hidden, 8, kMaxHidden, "Values per token, a multiple of 8");
   number("--topk", shape.topk, 1, kMaxTopk, "Experts per token, at most");
   number("--experts", shape.experts, 1, kMaxExperts,
          "Experts of all ranks, divisible by the ranks");
   command
-      ->add_option("--dtype", args->dtype,
-                   "What is dispatched: bf16, or fp8 (e4m3, one fp32 scale per 128 values)")
-      ->check(CLI::IsMember({"bf16", "fp8"}))
-      ->capture_default_str();
+      ->add_option(
+          "--dtype", args->dtype,
+          "What is dispatched: bf16, or fp8 (e4m3, one fp32 scale per 128 values); default bf16")
+      ->check(CLI::IsMember({"bf16", "fp8"}).description(""))
+      ->type_name("NAME");
   command
       ->add_option("--platform", args->platform,
                    "cpu, or cuda (rank r uses GPU r modulo their number); default: "
-                   "MSCCLPP_EP_PLATFORM, else cuda if there is a GPU")
-      ->check(CLI::IsMember({"cpu", "cuda"}));
+                   "MSCCLPP_EP_PLATFORM, else cuda if there is a GPU, else cpu")
+      ->check(CLI::IsMember({"cpu", "cuda"}).description(""))
+      ->type_name("NAME");
   command->add_flag("--processes", args->ranks.processes,
                     "Ranks are processes; default: threads of one process");
-  number("--sms", demo.sms, 1, kMaxSms, "Blocks per communication kernel (fewer on cpu)");
-  command->add_option("--seed", shape.seed, "Of embeddings, router and experts")
-      ->capture_default_str();
+  number("--sms", demo.sms, 1, kMaxSms, "Blocks per communication kernel, on cpu at most 4");
+  command
+      ->add_option("--seed", shape.seed, "Of embeddings, router and experts; any number; default 1")
+      ->type_name("N");
   number("--iterations", demo.iterations, 1, kMaxIterations,
          "Times the layer runs, each on the next piece of the text");
   command->add_option("--plant-error", demo.plantErrorRank, "This rank's experts make one error")

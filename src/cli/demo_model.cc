@@ -33,8 +33,9 @@ constexpr int kGateColumns = 64;
 /// Spread of the logits; popularity falls with the rank in a list of experts as in Zipf's law.
 constexpr float kGateSpread = 0.55f;
 constexpr float kZipfExponent = 0.8f;
-/// Choices of less than this share of an average expert's probability are dropped (index -1).
-constexpr float kLeastShare = 0.25f;
+/// Choices of less than this share of an average expert's probability are dropped (index -1), as
+/// routers with a threshold do.
+constexpr float kLeastShare = 1.0f;
 constexpr float kPositionWeight = 0.35f;
 constexpr float kMaxE4m3 = 448.0f;
 /// bf16 has 8 significant bits: rounding to nearest moves a value by at most this share of it.

@@ -130,9 +130,10 @@ std::string failureOf(std::size_t rank, const RankSummary& r) {
         r.column, r.got, r.expected);
   }
   if (r.badCounts > 0) {
-    text +=
-        fmt::format("FAILED: rank {}: {} experts received another number of rows than was sent\n",
-                    rank, r.badCounts);
+    text += fmt::format(
+        "FAILED: rank {}: an expert received another number of rows than was sent to it, {} "
+        "times\n",
+        rank, r.badCounts);
   }
   return text;
 }

@@ -54,7 +54,7 @@ std::string_view nameOf(Transport transport) {
 std::string environmentTable() {
   static constexpr std::array kLevels{"trace", "debug", "info", "warn", "error", "off"};
   const Env& e = env();
-  TextTable table({"variable", "value", "meaning"});
+  TextTable table({"variable", "value", "meaning"}, 3);
   const auto row = [&](const char* name, std::string value, const char* meaning) {
     table.add({name, value.empty() ? "not set" : std::move(value), meaning});
   };
@@ -71,7 +71,7 @@ std::string environmentTable() {
   row("MSCCLPP_HOST_ID", e.hostId, "identity of this host");
   row("MSCCLPP_LOG_LEVEL", kLevels[static_cast<std::size_t>(e.logLevel)],
       "trace, debug, info, warn, error or off");
-  row("MSCCLPP_SIMT_...", "see docs", "the CPU platform's runtime");
+  row("MSCCLPP_SIMT_...", "-", "the CPU platform's runtime: docs/environment.md");
   return table.text();
 }
 

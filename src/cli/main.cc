@@ -27,7 +27,7 @@ int run(int argc, char** argv) {
   CLI::App app{"Expert-parallel dispatch and combine: a demonstration and a benchmark.",
                "mscclpp-ep"};
   app.set_version_flag("--version", MSCCLPP_EP_VERSION, "Print the version and exit");
-  app.require_subcommand(1);
+  app.require_subcommand(0, 1);
   app.footer(kFooter);
   app.get_formatter()->column_width(36);
   const std::vector<std::string> arguments(argv + 1, argv + argc);
@@ -37,6 +37,7 @@ int run(int argc, char** argv) {
   addInfo(app, action);
   try {
     app.parse(argc, argv);
+    if (!action) throw CLI::RequiredError("A subcommand (demo, bench or info)");
     return action();
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? kSuccess : kBadUsage;

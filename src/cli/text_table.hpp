@@ -1,7 +1,9 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace mscclpp::ep::cli {
@@ -16,6 +18,7 @@ class TextTable {
   std::string text(int indent = 2) const;
 
  private:
+  std::size_t leftColumns_;
   std::vector<std::vector<std::string>> rows_;
 };
 

@@ -7,8 +7,8 @@
 
 #include "device_cpu/sanitizer.hpp"
 
-/// Memory the sanitizers do not know: what kernel threads allocate and free through the runtime must
-/// not run malloc in their race-detector context.
+/// Memory the sanitizers do not know: what kernel threads allocate and free through the runtime
+/// must not run malloc in their race-detector context.
 namespace mscclpp::device::inline cpu::detail {
 
 /// Power-of-two sizes, aligned to the size up to a page. Never returns memory to the system.

@@ -19,7 +19,9 @@ constexpr int kFreshShared = 0xCD;
 constexpr int kFreshSnapshot = 0xEE;
 constexpr size_t kSanitizerStackFactor = 8;  // sanitizers print their reports on the thread's stack
 
-size_t roundUp(size_t value, size_t unit) { return (value + unit - 1) / unit * unit; }
+size_t roundUp(size_t value, size_t unit) {
+  return (value + unit - 1) / unit * unit;
+}
 
 // Hands out pieces of a mapping; with a null base it only adds up.
 class Carver {
@@ -76,9 +78,8 @@ bool intact(const char* canary) {
 }
 
 Block* createBlock(unsigned threads, size_t shared) {
-  const size_t stackBytes =
-      roundUp(runtime().config.stackBytes, kPage) *
-      (kAddressSanitizer || kRaceDetector ? kSanitizerStackFactor : 1);
+  const size_t stackBytes = roundUp(runtime().config.stackBytes, kPage) *
+                            (kAddressSanitizer || kRaceDetector ? kSanitizerStackFactor : 1);
   Carver sizer(nullptr);
   carve(sizer, threads, shared, stackBytes);
   const size_t bytes = roundUp(sizer.offset(), kPage);

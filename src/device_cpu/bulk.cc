@@ -2,9 +2,10 @@
 
 #include "device_cpu/runtime.hpp"
 
-/// Bulk asynchronous copies. A copy reads its source and writes its destination at two later moments, both
-/// drawn at random, so copies finish late and out of order. Until then a load's destination holds poison.
-/// With checkProxy, stores read shared memory as it was at the last fenceProxyAsyncShared().
+/// Bulk asynchronous copies. A copy reads its source and writes its destination at two later
+/// moments, both drawn at random, so copies finish late and out of order. Until then a load's
+/// destination holds poison. With checkProxy, stores read shared memory as it was at the last
+/// fenceProxyAsyncShared().
 namespace mscclpp::device::inline cpu::detail {
 namespace {
 
@@ -12,7 +13,8 @@ constexpr int kPoison = 0xDB;
 constexpr uint64_t kLongTail = 64;  // one copy in eight is that many times later
 
 bool earlier(const DueCopy& a, const DueCopy& b) {
-  return a.due != b.due ? a.due > b.due : a.sequence > b.sequence;  // for a heap with the least on top
+  return a.due != b.due ? a.due > b.due
+                        : a.sequence > b.sequence;  // for a heap with the least on top
 }
 
 void schedule(Worker* worker, BulkOp* op, uint64_t due) {
@@ -21,8 +23,8 @@ void schedule(Worker* worker, BulkOp* op, uint64_t due) {
   std::push_heap(worker->copies.begin(), worker->copies.end(), earlier);
 }
 
-// Runs `action` in the copy's own race-detector context, so that a missing wait is a race even when the
-// data came out right.
+// Runs `action` in the copy's own race-detector context, so that a missing wait is a race even when
+// the data came out right.
 template <class Action>
 void inCopyContext(const BulkOp* op, Action action) {
   if (!kRaceDetector) {
@@ -154,10 +156,9 @@ void issue(Worker* worker, const CopyRequest& request, const Site& site) {
   Block* block = fiber->block;
   ++worker->stats.bulkCopies;
   void* memory = arenaAllocate(sizeof(BulkOp) + request.bytes);
-  auto* op = new (memory)
-      BulkOp{request.load, false,           request.to, request.from, request.bytes,
-             fiber->bulkGroup, 0,           request.barrier, fiber,   block,
-             nullptr,      nullptr,         copyContext(block), site};
+  auto* op = new (memory) BulkOp{
+      request.load,    false, request.to, request.from, request.bytes, fiber->bulkGroup,   0,
+      request.barrier, fiber, block,      nullptr,      nullptr,       copyContext(block), site};
   if (!request.load) {
     op->previous = fiber->lastStore;
     (op->previous == nullptr ? fiber->firstStore : op->previous->next) = op;
@@ -184,7 +185,8 @@ void bulkLoad(void* shared, const void* global, uint32_t bytes, void* barrier, c
   beforeAtomicUpdate();
   Worker* worker = currentWorker();
   checkCopy(worker->current->block, shared, global, bytes, site);
-  if (!mbarrierReady(barrier)) failFiber("bulkLoad: the mbarrier is not initialised", barrier, site);
+  if (!mbarrierReady(barrier))
+    failFiber("bulkLoad: the mbarrier is not initialised", barrier, site);
   issue(worker,
         {true, static_cast<char*>(shared), static_cast<const char*>(global), bytes, barrier}, site);
 }
@@ -198,7 +200,9 @@ void bulkStore(void* global, const void* shared, uint32_t bytes, const Site& sit
         site);
 }
 
-void bulkCommit() { ++currentFiber()->bulkGroup; }
+void bulkCommit() {
+  ++currentFiber()->bulkGroup;
+}
 
 void bulkWait(int groupsInFlight, bool readOnly, const Site& site) {
   beforeAtomicUpdate();

@@ -64,7 +64,9 @@ uint64_t readResult(const Collective& collective, CollectiveOp op, unsigned sour
 
 }  // namespace
 
-unsigned threadIndex() { return currentFiber()->thread; }
+unsigned threadIndex() {
+  return currentFiber()->thread;
+}
 
 ThreadPosition position() {
   const Fiber* fiber = currentFiber();
@@ -93,7 +95,8 @@ uint64_t warpCollective(CollectiveOp op, uint32_t mask, uint64_t value, unsigned
   Warp* warp = fiber->warp;
   const uint32_t bit = 1u << fiber->lane;
   ++worker->stats.collectives;
-  if ((mask & bit) == 0) failFiber("warp collective: the caller's lane is not in the mask", nullptr, site);
+  if ((mask & bit) == 0)
+    failFiber("warp collective: the caller's lane is not in the mask", nullptr, site);
   Collective* collective = joinCollective(warp, op, mask, bit);
   if (collective->op != op) {
     failFiber("warp collective: lanes of one mask are in different collectives", nullptr, site);

@@ -15,8 +15,8 @@ struct Context {
 
 using ContextEntry = void (*)();
 
-/// Stops `from`, which must be running, and goes on with `to`. A context without `sp` starts with the
-/// entry function on its stack; that function never returns.
+/// Stops `from`, which must be running, and goes on with `to`. A context without `sp` starts with
+/// the entry function on its stack; that function never returns.
 void jump(Context& from, Context& to, ContextEntry entry);
 
 /// Describes the calling OS thread's own stack.

@@ -1,7 +1,8 @@
 #include "device_cpu/runtime.hpp"
 
 /// What happens after a kernel failed: every worker lets go of its blocks (their threads are never
-/// resumed: kernels own nothing), then the streams' work is dropped and the runtime can be used again.
+/// resumed: kernels own nothing), then the streams' work is dropped and the runtime can be used
+/// again.
 namespace mscclpp::device::inline cpu::detail {
 namespace {
 

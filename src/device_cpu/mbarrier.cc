@@ -2,7 +2,8 @@
 
 #include "device_cpu/runtime.hpp"
 
-/// Mbarriers, in the 8 bytes that the hardware's take. Who waits for one sleeps until its phase completes.
+/// Mbarriers, in the 8 bytes that the hardware's take. Who waits for one sleeps until its phase
+/// completes.
 namespace mscclpp::device::inline cpu::detail {
 namespace {
 
@@ -12,7 +13,8 @@ constexpr uint32_t kMaxBytes = (1u << 20) - 1;  // the hardware's limit on bytes
 constexpr int64_t kByteBias = 1 << 23;
 
 struct State {
-  uint64_t bytes : 24;  // still to come, plus kByteBias (copies may finish before they are announced)
+  uint64_t
+      bytes : 24;  // still to come, plus kByteBias (copies may finish before they are announced)
   uint64_t missing : 14;
   uint64_t arrivals : 14;
   uint64_t phase : 1;
@@ -26,9 +28,13 @@ State load(const void* barrier) {
   rawCopy(&state, barrier, sizeof state);
   return state;
 }
-void store(void* barrier, State state) { rawCopy(barrier, &state, sizeof state); }
+void store(void* barrier, State state) {
+  rawCopy(barrier, &state, sizeof state);
+}
 
-char* phaseSync(void* barrier, unsigned parity) { return static_cast<char*>(barrier) + parity; }
+char* phaseSync(void* barrier, unsigned parity) {
+  return static_cast<char*>(barrier) + parity;
+}
 
 unsigned bucketOf(const void* barrier) {
   return static_cast<unsigned>(reinterpret_cast<uintptr_t>(barrier) >> 3) % kMbarrierBuckets;
@@ -79,7 +85,9 @@ State checked(const void* barrier, const char* what, const Site& site) {
 
 }  // namespace
 
-bool mbarrierReady(const void* barrier) { return load(barrier).magic == kMagic; }
+bool mbarrierReady(const void* barrier) {
+  return load(barrier).magic == kMagic;
+}
 
 void mbarrierInit(void* barrier, unsigned arrivals, const Site& site) {
   if (arrivals == 0 || arrivals > kMaxArrivals) {

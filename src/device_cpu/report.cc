@@ -94,8 +94,7 @@ struct Line {
 
 void addBlock(const Block* block, std::vector<Line>& lines) {
   const size_t first = lines.size();
-  const std::string place =
-      format("rank %d block %u: ", block->grid->stream->rank, block->index);
+  const std::string place = format("rank %d block %u: ", block->grid->stream->rank, block->index);
   for (unsigned i = 0; i < block->threads; ++i) {
     const Fiber* fiber = block->fibers + i;
     if (fiber->state == ThreadState::Done) continue;

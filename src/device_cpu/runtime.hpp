@@ -25,8 +25,8 @@ struct Runtime {
   int workersStopped = 0;
 
   std::atomic<bool> failing{false};
-  ArenaString failure;       // the last report
-  unsigned abandoned = 0;    // workers that let go of their blocks
+  ArenaString failure;     // the last report
+  unsigned abandoned = 0;  // workers that let go of their blocks
   Signal recovered;
   RuntimeStats retired;  // of workers that ended
 };
@@ -71,7 +71,8 @@ void dropBlocks(StreamState* stream);
 // --- bulk.cc
 /// Does the parts of copies that are due. Returns whether it did anything.
 void runDueCopies(Worker* worker);
-/// Finishes the copies of a block whose threads have returned; false when one still used its shared memory.
+/// Finishes the copies of a block whose threads have returned; false when one still used its shared
+/// memory.
 bool drainCopies(Worker* worker, Block* block);
 void abandonCopies(Worker* worker);
 
@@ -94,9 +95,11 @@ std::string waitTable(const Worker* worker);
 std::string failureHeading(const PendingFailure& failure);
 
 // --- failure.cc
-/// Starts to fail everything that runs; the first report wins. The caller then returns to its scheduler.
+/// Starts to fail everything that runs; the first report wins. The caller then returns to its
+/// scheduler.
 void raiseRuntimeFailure(const std::string& report);
-/// The worker lets go of its blocks; the last worker drops the streams' work. Returns when that is done.
+/// The worker lets go of its blocks; the last worker drops the streams' work. Returns when that is
+/// done.
 void abandonWork(Worker* worker);
 
 // --- streams.cc

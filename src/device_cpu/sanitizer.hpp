@@ -18,32 +18,46 @@ void AnnotateIgnoreWritesEnd(const char* file, int line);
 #include <sanitizer/common_interface_defs.h>
 #endif
 
-/// What the runtime tells the sanitizers. This library itself is never instrumented: it reports what
-/// kernels do (who runs, what orders what, what a bulk copy touches) through these calls, which are
-/// empty in a plain build.
+/// What the runtime tells the sanitizers. This library itself is never instrumented: it reports
+/// what kernels do (who runs, what orders what, what a bulk copy touches) through these calls,
+/// which are empty in a plain build.
 namespace mscclpp::device::inline cpu::detail {
 
 #ifdef MSCCLPP_SIMT_TSAN
 inline constexpr bool kRaceDetector = true;
-inline void* raceCreate() { return __tsan_create_fiber(0); }
+inline void* raceCreate() {
+  return __tsan_create_fiber(0);
+}
 inline void raceDestroy(void* context) {
   if (context != nullptr) __tsan_destroy_fiber(context);
 }
-inline void* raceCurrent() { return __tsan_get_current_fiber(); }
+inline void* raceCurrent() {
+  return __tsan_get_current_fiber();
+}
 inline void raceSwitch(void* context) {
   __tsan_switch_to_fiber(context, __tsan_switch_to_fiber_no_sync);
 }
-inline void raceRelease(void* address) { __tsan_release(address); }
-inline void raceAcquire(void* address) { __tsan_acquire(address); }
+inline void raceRelease(void* address) {
+  __tsan_release(address);
+}
+inline void raceAcquire(void* address) {
+  __tsan_acquire(address);
+}
 inline void raceRead(const void* address, size_t bytes) {
   __tsan_read_range(const_cast<void*>(address), bytes);
 }
-inline void raceWrite(void* address, size_t bytes) { __tsan_write_range(address, bytes); }
+inline void raceWrite(void* address, size_t bytes) {
+  __tsan_write_range(address, bytes);
+}
 #else
 inline constexpr bool kRaceDetector = false;
-inline void* raceCreate() { return nullptr; }
+inline void* raceCreate() {
+  return nullptr;
+}
 inline void raceDestroy(void*) {}
-inline void* raceCurrent() { return nullptr; }
+inline void* raceCurrent() {
+  return nullptr;
+}
 inline void raceSwitch(void*) {}
 inline void raceRelease(void*) {}
 inline void raceAcquire(void*) {}
@@ -73,8 +87,12 @@ class RaceQuiet {
 
 #ifdef MSCCLPP_SIMT_ASAN
 inline constexpr bool kAddressSanitizer = true;
-inline void poison(void* address, size_t bytes) { __asan_poison_memory_region(address, bytes); }
-inline void unpoison(void* address, size_t bytes) { __asan_unpoison_memory_region(address, bytes); }
+inline void poison(void* address, size_t bytes) {
+  __asan_poison_memory_region(address, bytes);
+}
+inline void unpoison(void* address, size_t bytes) {
+  __asan_unpoison_memory_region(address, bytes);
+}
 /// The first poisoned byte of a range, or null.
 inline const void* firstPoisoned(const void* address, size_t bytes) {
   return __asan_region_is_poisoned(const_cast<void*>(address), bytes);
@@ -89,7 +107,9 @@ inline void finishSwitch(void* fakeStack) {
 inline constexpr bool kAddressSanitizer = false;
 inline void poison(void*, size_t) {}
 inline void unpoison(void*, size_t) {}
-inline const void* firstPoisoned(const void*, size_t) { return nullptr; }
+inline const void* firstPoisoned(const void*, size_t) {
+  return nullptr;
+}
 inline void startSwitch(void**, const void*, size_t) {}
 inline void finishSwitch(void*) {}
 #endif

@@ -5,17 +5,17 @@
 
 #include "device_cpu/runtime.hpp"
 
-/// Which kernel thread runs next. FIFO: warps take turns; a warp's ready lanes run to exhaustion before
-/// the next warp, which keeps their stacks in the cache. Chaos: everything that CUDA leaves open is
-/// decided by the seed.
+/// Which kernel thread runs next. FIFO: warps take turns; a warp's ready lanes run to exhaustion
+/// before the next warp, which keeps their stacks in the cache. Chaos: everything that CUDA leaves
+/// open is decided by the seed.
 namespace mscclpp::device::inline cpu::detail {
 namespace {
 
 thread_local Worker* threadWorker = nullptr;
 
-constexpr unsigned kCallsPerTurn = 256;     // a thread that waits for nothing gives way after so many
+constexpr unsigned kCallsPerTurn = 256;  // a thread that waits for nothing gives way after so many
 constexpr uint64_t kStepsPerTimeCheck = 4096;
-constexpr unsigned kYieldRounds = 64;       // idle rounds before sleeping
+constexpr unsigned kYieldRounds = 64;  // idle rounds before sleeping
 constexpr uint64_t kMinSleepNs = 1000;
 constexpr uint64_t kMaxSleepNs = 50000;
 
@@ -254,8 +254,12 @@ __attribute__((noinline)) Worker* currentWorker() {
   asm volatile("" : "+r"(worker));  // never kept across a fiber switch
   return worker;
 }
-void setCurrentWorker(Worker* worker) { threadWorker = worker; }
-Fiber* currentFiber() { return currentWorker()->current; }
+void setCurrentWorker(Worker* worker) {
+  threadWorker = worker;
+}
+Fiber* currentFiber() {
+  return currentWorker()->current;
+}
 
 uint64_t randomNumber(Worker* worker) {
   uint64_t x = worker->random;
@@ -267,8 +271,8 @@ uint64_t randomNumber(Worker* worker) {
 }
 
 void resetWorker(Worker* worker, const RuntimeConfig& config) {
-  worker->random = config.seed * 0x9E3779B97F4A7C15ull + 0x1234567u +
-                   static_cast<uint64_t>(worker->id) * 77u;
+  worker->random =
+      config.seed * 0x9E3779B97F4A7C15ull + 0x1234567u + static_cast<uint64_t>(worker->id) * 77u;
   if (worker->random == 0) worker->random = 1;
   for (int i = 0; i < 8; ++i) randomNumber(worker);
   worker->step = 0;
@@ -326,7 +330,9 @@ void pollAgain(Worker* worker, Fiber* fiber) {
   leave(worker, fiber);
 }
 
-void leaveFinished(Worker* worker, Fiber* fiber) { leave(worker, fiber); }
+void leaveFinished(Worker* worker, Fiber* fiber) {
+  leave(worker, fiber);
+}
 
 namespace {
 
@@ -359,7 +365,8 @@ void beforeAtomicLoad(const void* address) {
   Fiber* fiber = worker->current;
   if (fiber == nullptr || fiber->polling != nullptr) return;
   const bool same = fiber->lastLoad == address;
-  // Inside a hand-written loop only the polls below give way: being preempted would look like progress.
+  // Inside a hand-written loop only the polls below give way: being preempted would look like
+  // progress.
   if (!(same && fiber->handPolled)) mayYield(worker, fiber);
   fiber->sameLoads = same ? static_cast<uint16_t>(fiber->sameLoads + 1) : uint16_t{0};
   fiber->lastLoad = address;

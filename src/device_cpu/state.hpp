@@ -15,8 +15,8 @@
 
 /// The data of the runtime: threads (fibers), warps, blocks, grids, workers, streams.
 ///
-/// A block and everything in it belongs to one worker, i.e. one OS thread: its state is plain data. What
-/// workers and host threads share (queues of streams, failures) is behind Runtime::lock.
+/// A block and everything in it belongs to one worker, i.e. one OS thread: its state is plain data.
+/// What workers and host threads share (queues of streams, failures) is behind Runtime::lock.
 namespace mscclpp::device::inline cpu::detail {
 
 inline constexpr unsigned kWarpLanes = 32;
@@ -44,12 +44,12 @@ struct Fiber : Context {
   uint8_t lane = 0;
   ThreadState state = ThreadState::Idle;
   WaitKind wait = WaitKind::None;  // while Blocked
-  bool started = false;        // in this launch
+  bool started = false;            // in this launch
   bool timedOut = false;
-  bool bulkReadOnly = false;   // BulkGroup: only the reads matter
-  bool handPolled = false;     // came out of handPolling, nothing changed by it since
-  uint16_t sinceYield = 0;     // primitives called without giving way
-  uint16_t sameLoads = 0;      // consecutive atomic loads of lastLoad
+  bool bulkReadOnly = false;  // BulkGroup: only the reads matter
+  bool handPolled = false;    // came out of handPolling, nothing changed by it since
+  uint16_t sinceYield = 0;    // primitives called without giving way
+  uint16_t sameLoads = 0;     // consecutive atomic loads of lastLoad
   const void* lastLoad = nullptr;
   const void* address = nullptr;  // Barrier: its state; Mbarrier: the mbarrier; collectives: theirs
   Polling* polling = nullptr;     // inside a wait that polls
@@ -60,8 +60,8 @@ struct Fiber : Context {
   Fiber* nextWaiter = nullptr;    // of the same barrier or mbarrier bucket
   Fiber* nextTimed = nullptr;     // with a deadline
   Fiber* previousTimed = nullptr;
-  uint32_t bulkGroup = 0;   // the open group
-  uint32_t bulkTarget = 0;  // BulkGroup: groups below this one must be done
+  uint32_t bulkGroup = 0;        // the open group
+  uint32_t bulkTarget = 0;       // BulkGroup: groups below this one must be done
   BulkOp* firstStore = nullptr;  // in order of issue
   BulkOp* lastStore = nullptr;
   char issueSync[8] = {};  // race detector: what the thread did before it issued a copy
@@ -252,7 +252,7 @@ struct StreamState : ArenaObject {
   ArenaArray<Block*> blocks;  // kept for the next launch, by index
   void* raceHost = nullptr;   // race detector: context of host functions and events
   char sync[8] = {};          // race detector: what happened before the running operation
-  char doneSync[8] = {};      // race detector: what threads that ended did; joins sync with the grid
+  char doneSync[8] = {};  // race detector: what threads that ended did; joins sync with the grid
 };
 
 }  // namespace mscclpp::device::inline cpu::detail

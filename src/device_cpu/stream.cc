@@ -33,7 +33,9 @@ void destroyStream(Stream* stream) {
   delete stream;
 }
 
-int Stream::rank() const { return state_->rank; }
+int Stream::rank() const {
+  return state_->rank;
+}
 
 void Stream::enqueueHost(std::function<void()> action) {
   auto op = std::make_unique<detail::StreamOp>();
@@ -57,8 +59,9 @@ void Stream::synchronize() {
         break;
       }
       if (rt.manual) {
-        fail(ErrorCode::invalidState,
-             "Stream::synchronize in manual mode with unfinished work: call Manual::runAll() first");
+        fail(
+            ErrorCode::invalidState,
+            "Stream::synchronize in manual mode with unfinished work: call Manual::runAll() first");
       }
     }
     state_->signal.wait(seen);
@@ -91,7 +94,8 @@ std::shared_ptr<detail::EventRecord> Event::current() const {
 }
 
 void Event::record(Stream& stream) {
-  auto record = std::allocate_shared<detail::EventRecord>(detail::ArenaAllocator<detail::EventRecord>{});
+  auto record =
+      std::allocate_shared<detail::EventRecord>(detail::ArenaAllocator<detail::EventRecord>{});
   auto op = std::make_unique<detail::StreamOp>();
   op->kind = detail::StreamOp::Kind::Record;
   op->event = record;

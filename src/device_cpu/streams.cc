@@ -118,6 +118,7 @@ void runHostAction(StreamState* stream, StreamOp* op) {
     try {
       op->action();
     } catch (const std::exception& error) {
+      RaceQuiet quiet;
       problem = error.what();
     } catch (...) {
       problem = "an exception that is no std::exception";
@@ -125,6 +126,7 @@ void runHostAction(StreamState* stream, StreamOp* op) {
     op->action = nullptr;
   });
   if (!problem.empty()) {
+    RaceQuiet quiet;
     raiseRuntimeFailure("a host function of rank " + std::to_string(stream->rank) +
                         " threw: " + problem.c_str() + "\n");
   }
@@ -175,8 +177,8 @@ void enqueue(StreamState* stream, std::unique_ptr<StreamOp> op) {
       StreamOp* refused = op.release();
       const std::string report(stream->failure.c_str());
       freeOperation(refused);
-      throw DeviceError("the stream has failed before (Stream::clearFailure makes it usable again):\n" +
-                        report);
+      throw DeviceError(
+          "the stream has failed before (Stream::clearFailure makes it usable again):\n" + report);
     }
     if (!rt.manual) ensureWorkers();
     StreamOp* raw = op.release();

@@ -27,8 +27,7 @@ class WordLock {
  public:
   explicit WordLock(uint32_t& word) : word_(word) {
     uint32_t free = 0;
-    if (__atomic_compare_exchange_n(&word_, &free, 1u, false, __ATOMIC_ACQUIRE,
-                                    __ATOMIC_RELAXED)) {
+    if (__atomic_compare_exchange_n(&word_, &free, 1u, false, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED)) {
       return;
     }
     while (__atomic_exchange_n(&word_, 2u, __ATOMIC_ACQUIRE) != 0) futexWait(&word_, 2, 0);
@@ -43,8 +42,8 @@ class WordLock {
   uint32_t& word_;
 };
 
-/// Counts events; a thread can sleep until the count moves on. read() first, then look at the state,
-/// then wait(): nothing is lost in between.
+/// Counts events; a thread can sleep until the count moves on. read() first, then look at the
+/// state, then wait(): nothing is lost in between.
 class Signal {
  public:
   uint32_t read() const { return __atomic_load_n(&count_, __ATOMIC_SEQ_CST); }

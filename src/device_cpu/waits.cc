@@ -11,7 +11,9 @@ uint64_t nanoseconds() {
                                    .count());
 }
 
-void beginPolling(Polling& polling) { currentFiber()->polling = &polling; }
+void beginPolling(Polling& polling) {
+  currentFiber()->polling = &polling;
+}
 
 void pausePolling() {
   Worker* worker = currentWorker();

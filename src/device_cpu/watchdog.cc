@@ -4,14 +4,14 @@
 
 #include "device_cpu/runtime.hpp"
 
-/// Finds kernel threads that loop without ever calling a primitive: they stop their worker, so nothing
-/// else can report them.
+/// Finds kernel threads that loop without ever calling a primitive: they stop their worker, so
+/// nothing else can report them.
 namespace mscclpp::device::inline cpu::detail {
 namespace {
 
 constexpr uint64_t kPeriodNs = 200'000'000;
 
-Signal work;                      // there may be something to watch
+Signal work;  // there may be something to watch
 std::atomic<bool> started{false};
 std::atomic<bool> asleep{false};
 

@@ -175,6 +175,9 @@ TEST(TextTable, AlignsColumns) {
   TextTable table({"a", "long head"});
   table.add({"1", "2"});
   EXPECT_EQ(table.text(0), "a  long head\n1          2\n");
+  TextTable words({"a", "bb", "c"}, 3);
+  words.add({"1", "2", "3"});
+  EXPECT_EQ(words.text(), "  a  bb  c\n  1  2   3\n");
 }
 
 TEST(Numbers, AreGroupedAndScaled) {

@@ -5,6 +5,7 @@
 #include <sched.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
+#include <sys/time.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -126,8 +127,12 @@ TEST(Secret, IsCheckedBeforeAnythingElseIsRead) {
       ASSERT_EQ(garbage.size(), detail::kSecretBytes);
       ASSERT_EQ(::send(fd, garbage.data(), garbage.size(), MSG_NOSIGNAL),
                 static_cast<ssize_t>(garbage.size()));
+      const timeval patience{5, 0};
+      ASSERT_EQ(::setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience)), 0);
       char byte = 0;
+      errno = 0;
       EXPECT_LE(::recv(fd, &byte, 1, 0), 0) << "the root answered a stranger";
+      EXPECT_NE(errno, EAGAIN) << "the root waited for more before it checked the secret";
       ::close(fd);
       // A silent one and one that goes away at once do no harm either.
       ::close(connectTo(port));

@@ -1,14 +1,15 @@
 // Conversions against slow references that work with exact values.
 
-#include <gtest/gtest.h>
-#include <mscclpp/device/device.hpp>
-
 #include <array>
 #include <bit>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <limits>
+
+#include <gtest/gtest.h>
+
+#include <mscclpp/device/device.hpp>
 
 #include "device/float_samples.hpp"
 
@@ -22,8 +23,8 @@ using namespace mscclpp::device;  // NOLINT
 double e4m3Value(int pattern) {
   const int exponent = pattern >> 3 & 15;
   const int fraction = pattern & 7;
-  const double magnitude = exponent == 0 ? std::ldexp(fraction, -9)
-                                         : std::ldexp(8 + fraction, exponent - 7 - 3);
+  const double magnitude =
+      exponent == 0 ? std::ldexp(fraction, -9) : std::ldexp(8 + fraction, exponent - 7 - 3);
   return (pattern & 0x80) != 0 ? -magnitude : magnitude;
 }
 
@@ -51,7 +52,8 @@ uint16_t slowBf16(float value) {
   const auto low = static_cast<uint16_t>(bits >> 16);  // towards zero
   if ((bits & 0xFFFFu) == 0) return low;
   const auto high = static_cast<uint16_t>(low + 1);  // away from zero; may be infinity
-  // Beyond the largest bf16, rounding treats infinity as the next value of an endless exponent range.
+  // Beyond the largest bf16, rounding treats infinity as the next value of an endless exponent
+  // range.
   const auto exact = [](uint16_t pattern) {
     if ((pattern & 0x7FFFu) == 0x7F80u) return std::ldexp((pattern & 0x8000u) ? -1.0 : 1.0, 128);
     return static_cast<double>(std::bit_cast<float>(uint32_t{pattern} << 16));

@@ -7,8 +7,9 @@
 
 namespace mscclpp::test {
 
-/// Bit patterns that conversions get wrong: every e4m3 value and bf16 value as a float, its neighbours, the
-/// midpoints between neighbours and theirs, denormals, infinities, NaNs, and pseudo-random ones.
+/// Bit patterns that conversions get wrong: every e4m3 value and bf16 value as a float, its
+/// neighbours, the midpoints between neighbours and theirs, denormals, infinities, NaNs, and
+/// pseudo-random ones.
 inline std::vector<uint32_t> floatSamples() {
   std::vector<uint32_t> samples;
   const auto around = [&](uint32_t bits) {

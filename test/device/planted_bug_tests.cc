@@ -1,13 +1,10 @@
-// Every bug of the table in docs/device.md, planted in a small kernel, and the detector that finds it.
-// The same kernel without the bug must pass everywhere.
+// Every bug of the table in docs/device.md, planted in a small kernel, and the detector that finds
+// it. The same kernel without the bug must pass everywhere.
 //
-// Plain and AddressSanitizer builds: FIFO and chaos schedules must report the bug (or see wrong data).
-// AddressSanitizer and ThreadSanitizer builds: a child process runs the kernel and must die with the
-// sanitizer's report, naming a line of the kernel.
+// Plain and AddressSanitizer builds: FIFO and chaos schedules must report the bug (or see wrong
+// data). AddressSanitizer and ThreadSanitizer builds: a child process runs the kernel and must die
+// with the sanitizer's report, naming a line of the kernel.
 
-#include <gmock/gmock.h>
-#include <gtest/gtest.h>
-#include <mscclpp/device/cpu/runtime.hpp>
 #include <sys/wait.h>
 
 #include <cstdio>
@@ -17,6 +14,11 @@
 #include <string>
 #include <thread>
 #include <vector>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <mscclpp/device/cpu/runtime.hpp>
 
 #include "device/planted_kernels.hpp"
 #include "device/seeds.hpp"
@@ -73,95 +75,141 @@ constexpr Lines kBoundsLines{kBoundsFirst, kBoundsLast};
 
 template <Flag Kind>
 Planted flagBug(const char* name, const char* fifo, const char* chaos) {
-  return {name, launchOn<flags<Flag::Right>>, launchOn<flags<Kind>>, fifo, chaos, true, false,
+  return {name,      launchOn<flags<Flag::Right>>, launchOn<flags<Kind>>, fifo, chaos, true, false,
           kFlagLines};
 }
 template <Party Kind>
 Planted partyBug(const char* name, const char* report) {
-  return {name,   launchOn<parties<Party::Right>>, launchOn<parties<Kind>>, report, report, false,
-          false, kPartyLines};
+  return {name,
+          launchOn<parties<Party::Right>>,
+          launchOn<parties<Kind>>,
+          report,
+          report,
+          false,
+          false,
+          kPartyLines};
 }
 template <Ring Kind>
 Planted ringBug(const char* name, const char* fifo, const char* chaos, bool race) {
-  return {name, launchOn<ring<Ring::Right>>, launchOn<ring<Kind>>, fifo, chaos, race, false,
+  return {name,      launchOn<ring<Ring::Right>>, launchOn<ring<Kind>>, fifo, chaos, race, false,
           kRingLines};
 }
 
 const std::vector<Planted>& plantedBugs() {
   static const std::vector<Planted> bugs = {
-      flagBug<Flag::Relaxed>("RelaxedFlagStore", kNotFound, kNotFound),
-      flagBug<Flag::Plain>("PlainFlagStore", kNotFound, kNotFound),
-      flagBug<Flag::RelaxedLoad>("RelaxedFlagLoad", kNotFound, kNotFound),
-      flagBug<Flag::BeforeData>("FlagBeforeData", kNotFound, kWrongData),
-      flagBug<Flag::NoBarrier>("NoBarrierBeforeFlag", kNotFound, kWrongData),
-      {"NoWaitForPeer", launchOn<pull<false>>, launchOn<pull<true>>, kNotFound, kWrongData, true,
-       false, {kPullFirst, kPullLast}},
-      {"FlagNeverRaised", launchOn<neverRaised<false>>, launchOn<neverRaised<true>>,
-       "to reach 3, sees 0", "to reach 3, sees 0", false, false, {kNeverFirst, kNeverLast}},
-      {"NoSyncWarpBeforeRead", launchOn<warpExchange<Exchange::Right>>,
-       launchOn<warpExchange<Exchange::NoSyncWarpRaw>>, kWrongData, kWrongData, true, false,
-       kWarpLines},
-      {"NoSyncWarpBeforeWrite", launchOn<warpExchange<Exchange::Right>>,
-       launchOn<warpExchange<Exchange::NoSyncWarpWar>>, kWrongData, kWrongData, true, false,
-       kWarpLines},
-      {"ShuffleAsFence", launchOn<warpExchange<Exchange::Right>>,
-       launchOn<warpExchange<Exchange::ShuffleAsFence>>, kNotFound, kNotFound, true, false,
-       kWarpLines},
-      {"NoSyncBlockBeforeWrite", launchOn<blockExchange<false>>, launchOn<blockExchange<true>>,
-       kWrongData, kWrongData, true, false, {kBlockFirst, kBlockLast}},
-      {"PlainIncrement", launchOn<counting<Count::Right>>, launchOn<counting<Count::Plain>>,
-       kNotFound, kNotFound, true, false, {kCountFirst, kCountLast}},
-      {"SplitAtomicAdd", launchOn<counting<Count::Right>>, launchOn<counting<Count::Split>>,
-       kNotFound, kWrongData, false, false, {kCountFirst, kCountLast}},
-      partyBug<Party::DivergentSync>("DivergentSyncBlock", "32 of 64 arrived"),
-      partyBug<Party::EarlyExit>("EarlyExit", "32 threads of the block have exited"),
-      partyBug<Party::NamedCount>("NamedBarrierCount", "syncBarrier 1"),
-      partyBug<Party::NamedMismatch>("NamedBarrierTwoCounts", "two thread counts for one barrier"),
-      partyBug<Party::AbsentLane>("AbsentLane", "lanes 0x0000ffff of 0xffffffff arrived"),
-      partyBug<Party::AbsentSource>("AbsentSourceLane", "the source lane does not take part"),
-      partyBug<Party::NotInMask>("LaneNotInMask", "the caller's lane is not in the mask"),
-      partyBug<Party::Different>("DifferentCollectives", "lanes of one mask are in different"),
-      ringBug<Ring::NoFreeWait>("BulkNoFreeWait", "more arrivals than", "", false),
-      ringBug<Ring::NoFullWait>("BulkNoFullWait", "", kWrongData, true),
-      ringBug<Ring::WrongParity>("BulkWrongParity", "waitParity", "waitParity", false),
-      ringBug<Ring::TooFewBytes>("BulkTooFewBytes", "waitParity", "waitParity", false),
-      ringBug<Ring::TooManyBytes>("BulkTooManyBytes", "waitParity", "waitParity", false),
-      ringBug<Ring::StagingReused>("BulkStagingReused", kNotFound, kWrongData, true),
-      ringBug<Ring::NoProxyFence>("BulkNoProxyFence", kWrongData, kWrongData, false),
-      ringBug<Ring::ExitInFlight>("BulkExitInFlight", "exit with a bulk store in flight",
-                                  "exit with a bulk store in flight", false),
-      ringBug<Ring::NotInitialised>("MbarrierNotInitialised", "the mbarrier is not initialised",
-                                    "the mbarrier is not initialised", false),
-      ringBug<Ring::TooManyArrivals>("MbarrierTooManyArrivals", "more arrivals than",
-                                     "more arrivals than", false),
-      ringBug<Ring::Unaligned>("BulkUnaligned", "not a multiple of 16", "not a multiple of 16",
-                               false),
-      ringBug<Ring::OutsideShared>("BulkOutsideShared", "outside the block's shared memory",
-                                   "outside the block's shared memory", false),
-      {"HandLoopNeverRaised", launchOn<handLoop<false>>, launchOn<handLoop<true>>,
-       "in a loop without a wait primitive", "in a loop without a wait primitive", false, false,
-       {kHandFirst, kHandLast}},
+    flagBug<Flag::Relaxed>("RelaxedFlagStore", kNotFound, kNotFound),
+    flagBug<Flag::Plain>("PlainFlagStore", kNotFound, kNotFound),
+    flagBug<Flag::RelaxedLoad>("RelaxedFlagLoad", kNotFound, kNotFound),
+    flagBug<Flag::BeforeData>("FlagBeforeData", kNotFound, kWrongData),
+    flagBug<Flag::NoBarrier>("NoBarrierBeforeFlag", kNotFound, kWrongData),
+    {"NoWaitForPeer",
+     launchOn<pull<false>>,
+     launchOn<pull<true>>,
+     kNotFound,
+     kWrongData,
+     true,
+     false,
+     {kPullFirst, kPullLast}},
+    {"FlagNeverRaised",
+     launchOn<neverRaised<false>>,
+     launchOn<neverRaised<true>>,
+     "to reach 3, sees 0",
+     "to reach 3, sees 0",
+     false,
+     false,
+     {kNeverFirst, kNeverLast}},
+    {"NoSyncWarpBeforeRead", launchOn<warpExchange<Exchange::Right>>,
+     launchOn<warpExchange<Exchange::NoSyncWarpRaw>>, kWrongData, kWrongData, true, false,
+     kWarpLines},
+    {"NoSyncWarpBeforeWrite", launchOn<warpExchange<Exchange::Right>>,
+     launchOn<warpExchange<Exchange::NoSyncWarpWar>>, kWrongData, kWrongData, true, false,
+     kWarpLines},
+    {"ShuffleAsFence", launchOn<warpExchange<Exchange::Right>>,
+     launchOn<warpExchange<Exchange::ShuffleAsFence>>, kNotFound, kNotFound, true, false,
+     kWarpLines},
+    {"NoSyncBlockBeforeWrite",
+     launchOn<blockExchange<false>>,
+     launchOn<blockExchange<true>>,
+     kWrongData,
+     kWrongData,
+     true,
+     false,
+     {kBlockFirst, kBlockLast}},
+    {"PlainIncrement",
+     launchOn<counting<Count::Right>>,
+     launchOn<counting<Count::Plain>>,
+     kNotFound,
+     kNotFound,
+     true,
+     false,
+     {kCountFirst, kCountLast}},
+    {"SplitAtomicAdd",
+     launchOn<counting<Count::Right>>,
+     launchOn<counting<Count::Split>>,
+     kNotFound,
+     kWrongData,
+     false,
+     false,
+     {kCountFirst, kCountLast}},
+    partyBug<Party::DivergentSync>("DivergentSyncBlock", "32 of 64 arrived"),
+    partyBug<Party::EarlyExit>("EarlyExit", "32 threads of the block have exited"),
+    partyBug<Party::NamedCount>("NamedBarrierCount", "syncBarrier 1"),
+    partyBug<Party::NamedMismatch>("NamedBarrierTwoCounts", "two thread counts for one barrier"),
+    partyBug<Party::AbsentLane>("AbsentLane", "lanes 0x0000ffff of 0xffffffff arrived"),
+    partyBug<Party::AbsentSource>("AbsentSourceLane", "the source lane does not take part"),
+    partyBug<Party::NotInMask>("LaneNotInMask", "the caller's lane is not in the mask"),
+    partyBug<Party::Different>("DifferentCollectives", "lanes of one mask are in different"),
+    ringBug<Ring::NoFreeWait>("BulkNoFreeWait", "more arrivals than", "", false),
+    ringBug<Ring::NoFullWait>("BulkNoFullWait", "", kWrongData, true),
+    ringBug<Ring::WrongParity>("BulkWrongParity", "waitParity", "waitParity", false),
+    ringBug<Ring::TooFewBytes>("BulkTooFewBytes", "waitParity", "waitParity", false),
+    ringBug<Ring::TooManyBytes>("BulkTooManyBytes", "waitParity", "waitParity", false),
+    ringBug<Ring::StagingReused>("BulkStagingReused", kNotFound, kWrongData, true),
+    ringBug<Ring::NoProxyFence>("BulkNoProxyFence", kWrongData, kWrongData, false),
+    ringBug<Ring::ExitInFlight>("BulkExitInFlight", "exit with a bulk store in flight",
+                                "exit with a bulk store in flight", false),
+    ringBug<Ring::NotInitialised>("MbarrierNotInitialised", "the mbarrier is not initialised",
+                                  "the mbarrier is not initialised", false),
+    ringBug<Ring::TooManyArrivals>("MbarrierTooManyArrivals", "more arrivals than",
+                                   "more arrivals than", false),
+    ringBug<Ring::Unaligned>("BulkUnaligned", "not a multiple of 16", "not a multiple of 16",
+                             false),
+    ringBug<Ring::OutsideShared>("BulkOutsideShared", "outside the block's shared memory",
+                                 "outside the block's shared memory", false),
+    {"HandLoopNeverRaised",
+     launchOn<handLoop<false>>,
+     launchOn<handLoop<true>>,
+     "in a loop without a wait primitive",
+     "in a loop without a wait primitive",
+     false,
+     false,
+     {kHandFirst, kHandLast}},
 #if !MSCCLPP_TEST_ASAN
-      // In plain builds a guard around shared memory and the data behind a buffer tell.
-      {"SharedOutOfBounds", launchOn<bounds<Bounds::Right>>, launchOn<bounds<Bounds::Shared>>,
-       "wrote outside its shared memory", "wrote outside its shared memory", false, true,
-       kBoundsLines},
-      {"GlobalOutOfBounds", launchOn<bounds<Bounds::Right>>, launchOn<bounds<Bounds::Global>>,
-       kWrongData, kWrongData, false, true, kBoundsLines},
+    // In plain builds a guard around shared memory and the data behind a buffer tell.
+    {"SharedOutOfBounds", launchOn<bounds<Bounds::Right>>, launchOn<bounds<Bounds::Shared>>,
+     "wrote outside its shared memory", "wrote outside its shared memory", false, true,
+     kBoundsLines},
+    {"GlobalOutOfBounds", launchOn<bounds<Bounds::Right>>, launchOn<bounds<Bounds::Global>>,
+     kWrongData, kWrongData, false, true, kBoundsLines},
 #else
-      {"SharedOutOfBounds", launchOn<bounds<Bounds::Right>>, launchOn<bounds<Bounds::Shared>>,
-       kNotFound, kNotFound, false, true, kBoundsLines},
-      {"GlobalOutOfBounds", launchOn<bounds<Bounds::Right>>, launchOn<bounds<Bounds::Global>>,
-       kNotFound, kNotFound, false, true, kBoundsLines},
-      {"HeapPadding", launchOn<bounds<Bounds::Right>>, launchOn<bounds<Bounds::Padding>>,
-       kNotFound, kNotFound, false, true, kBoundsLines},
-      {"BulkGlobalOutOfBounds", launchOn<bounds<Bounds::Right>>,
-       launchOn<bounds<Bounds::BulkGlobal>>, "touches poisoned memory", "touches poisoned memory",
-       false, false, kBoundsLines},
+    {"SharedOutOfBounds", launchOn<bounds<Bounds::Right>>, launchOn<bounds<Bounds::Shared>>,
+     kNotFound, kNotFound, false, true, kBoundsLines},
+    {"GlobalOutOfBounds", launchOn<bounds<Bounds::Right>>, launchOn<bounds<Bounds::Global>>,
+     kNotFound, kNotFound, false, true, kBoundsLines},
+    {"HeapPadding", launchOn<bounds<Bounds::Right>>, launchOn<bounds<Bounds::Padding>>, kNotFound,
+     kNotFound, false, true, kBoundsLines},
+    {"BulkGlobalOutOfBounds", launchOn<bounds<Bounds::Right>>, launchOn<bounds<Bounds::BulkGlobal>>,
+     "touches poisoned memory", "touches poisoned memory", false, false, kBoundsLines},
 #endif
 #if !MSCCLPP_TEST_ASAN && !MSCCLPP_TEST_TSAN
-      {"StackOverflow", launchOn<deepStack<false>>, launchOn<deepStack<true>>, "stack overflow in",
-       "stack overflow in", false, false, {0, 0}},
+    {"StackOverflow",
+     launchOn<deepStack<false>>,
+     launchOn<deepStack<true>>,
+     "stack overflow in",
+     "stack overflow in",
+     false,
+     false,
+     {0, 0}},
 #endif
   };
   return bugs;
@@ -244,7 +292,9 @@ TEST_P(PlantedBugs, RightVersionPasses) {
   }
 }
 
-std::string bugName(const ::testing::TestParamInfo<Planted>& info) { return info.param.name; }
+std::string bugName(const ::testing::TestParamInfo<Planted>& info) {
+  return info.param.name;
+}
 
 INSTANTIATE_TEST_SUITE_P(Device, PlantedBugs, ::testing::ValuesIn(plantedBugs()), bugName);
 
@@ -369,8 +419,12 @@ void runDoorbell(bool wrong) {
 }
 
 // Two streams, one writes what the other reads, with and without an event between them.
-void writeWords(const Args& args) { args.mine->data[slot()] = slot(); }
-void readWords(const Args& args) { expectWord(args, args.mine->data[slot()], slot()); }
+void writeWords(const Args& args) {
+  args.mine->data[slot()] = slot();
+}
+void readWords(const Args& args) {
+  expectWord(args, args.mine->data[slot()], slot());
+}
 void runStreams(bool wrong) {
   Manual manual(RuntimeConfig::testing());
   auto memory = std::make_unique<Memory>();

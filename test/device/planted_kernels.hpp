@@ -3,15 +3,16 @@
 #include <mscclpp/device/device.hpp>
 #include <mscclpp/device/launch.hpp>
 
-/// Kernels with a bug planted in each (Bug = true), and the same kernels without it. They check their own
-/// data and count what is wrong in Memory::errors. Two ranks, two blocks of 64 threads each.
+/// Kernels with a bug planted in each (Bug = true), and the same kernels without it. They check
+/// their own data and count what is wrong in Memory::errors. Two ranks, two blocks of 64 threads
+/// each.
 namespace mscclpp::test::planted {
 
 using namespace mscclpp::device;  // NOLINT: as kernels do
 
 inline constexpr uint32_t kThreads = 64;
 inline constexpr uint32_t kBlocks = 2;
-inline constexpr uint32_t kRow = 256;   // bytes
+inline constexpr uint32_t kRow = 256;  // bytes
 inline constexpr uint32_t kRows = 12;
 
 struct Memory {
@@ -30,7 +31,9 @@ struct Args {
   WaitControl control;
 };
 
-inline uint32_t slot() { return blockIndex() * kThreads + threadIndex(); }
+inline uint32_t slot() {
+  return blockIndex() * kThreads + threadIndex();
+}
 inline void expectWord(const Args& args, uint32_t found, uint32_t expected) {
   if (found != expected) fetchAddRelaxed(&args.mine->errors, 1);
 }
@@ -62,7 +65,8 @@ void flags(const Args& args) {
     }
     const uint32_t* ours = &args.mine->flags[block];
     if (Kind == Flag::RelaxedLoad) {
-      waitUntil(args.control, [&] { return loadRelaxed(ours) == 1; }, {1, 1 - args.rank}, ours);
+      waitUntil(
+          args.control, [&] { return loadRelaxed(ours) == 1; }, {1, 1 - args.rank}, ours);
     } else {
       waitReached(args.control, ours, 1, {1, 1 - args.rank});
     }
@@ -305,7 +309,8 @@ template <bool Bug>
 [[gnu::noinline]] uint32_t eatStack(int depth) {
   volatile char eaten[1024];
   for (auto& byte : eaten) byte = static_cast<char>(depth);
-  return depth == 0 ? eaten[0] : eatStack<Bug>(depth - 1) + static_cast<uint32_t>(eaten[depth % 1024]);
+  return depth == 0 ? eaten[0]
+                    : eatStack<Bug>(depth - 1) + static_cast<uint32_t>(eaten[depth % 1024]);
 }
 template <bool Bug>
 void deepStack(const Args& args) {

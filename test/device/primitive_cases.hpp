@@ -1,17 +1,17 @@
 #pragma once
 
-#include <gtest/gtest.h>
-
 #include <algorithm>
 #include <bit>
 #include <cstring>
 #include <vector>
 
+#include <gtest/gtest.h>
+
 #include "device/float_samples.hpp"
 #include "device/primitive_kernels.cuh"
 
-/// Launches the kernels of primitive_kernels.cuh and checks what they did. The same on both platforms:
-/// a Harness gives memory that host and device share, a stream, and run(), which waits.
+/// Launches the kernels of primitive_kernels.cuh and checks what they did. The same on both
+/// platforms: a Harness gives memory that host and device share, a stream, and run(), which waits.
 namespace mscclpp::test::MSCCLPP_PLATFORM_NS {
 
 inline constexpr uint64_t kSecond = 1'000'000'000;
@@ -97,7 +97,8 @@ struct Cases {
   }
 
   static void checkBits(Harness& h) {
-    const std::vector<uint32_t> values = {0u, 1u, 0x80000000u, 0xFFFFFFFFu, 0x00F00000u, 0x7FC00001u};
+    const std::vector<uint32_t> values = {0u,          1u,          0x80000000u,
+                                          0xFFFFFFFFu, 0x00F00000u, 0x7FC00001u};
     const OutArgs args = out(h, 32 * 8);
     for (size_t i = 0; i < values.size(); ++i) args.out[i * 8] = values[i];
     launch<bitFunctions, kMaxThreads>({.blocks = 1, .threads = 32}, h.stream(), args);
@@ -105,7 +106,8 @@ struct Cases {
     for (size_t i = 0; i < values.size(); ++i) {
       const uint32_t* row = args.out + i * 8;
       EXPECT_EQ(row[1], static_cast<uint32_t>(std::popcount(values[i])));
-      EXPECT_EQ(row[2], values[i] == 0 ? 0u : static_cast<uint32_t>(std::countr_zero(values[i]) + 1));
+      EXPECT_EQ(row[2],
+                values[i] == 0 ? 0u : static_cast<uint32_t>(std::countr_zero(values[i]) + 1));
       EXPECT_EQ(row[3], values[i]);
       EXPECT_EQ(row[4], 0x3A000400u);  // fused: 2^-11 + 2^-24; multiply then add loses the last bit
     }
@@ -172,8 +174,8 @@ struct Cases {
   static void checkBulkRing(Harness& h) {
     for (const uint32_t rowBytes : {16u, 240u, kMaxRow}) {
       const CopyArgs args = copyArgs(h, 37, rowBytes);
-      launch<bulkRing, kMaxThreads>(
-          {.blocks = 2, .threads = 96, .sharedBytes = sizeof(RingShared)}, h.stream(), args);
+      launch<bulkRing, kMaxThreads>({.blocks = 2, .threads = 96, .sharedBytes = sizeof(RingShared)},
+                                    h.stream(), args);
       h.run();
       for (size_t i = 0; i < 37 * size_t{rowBytes}; ++i) {
         ASSERT_EQ(args.out[i], static_cast<char>(args.in[i] + 1))
@@ -239,8 +241,8 @@ struct Cases {
     launch<vectorConversions, kMaxThreads>({.blocks = 4, .threads = 128}, h.stream(), args);
     h.run();
     for (uint32_t i = 0; i < n; ++i) {
-      const float sum = std::bit_cast<float>(uint32_t{a[i]} << 16) +
-                        std::bit_cast<float>(uint32_t{b[i]} << 16);
+      const float sum =
+          std::bit_cast<float>(uint32_t{a[i]} << 16) + std::bit_cast<float>(uint32_t{b[i]} << 16);
       ASSERT_EQ(args.sums[i], std::bit_cast<uint32_t>(sum)) << i;
       ASSERT_EQ(args.narrow[i], bits::floatToBf16(std::bit_cast<uint32_t>(sum))) << i;
     }

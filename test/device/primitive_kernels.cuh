@@ -3,7 +3,8 @@
 #include <mscclpp/device/device.hpp>
 #include <mscclpp/device/launch.hpp>
 
-/// One small kernel per primitive, for both platforms. primitive_cases.hpp launches them and checks.
+/// One small kernel per primitive, for both platforms. primitive_cases.hpp launches them and
+/// checks.
 namespace mscclpp::test::MSCCLPP_PLATFORM_NS {
 
 using namespace mscclpp::device;  // NOLINT: as kernels do
@@ -15,7 +16,9 @@ struct OutArgs {
   WaitControl control;
 };
 
-__device__ inline unsigned globalThread() { return blockIndex() * blockSize() + threadIndex(); }
+__device__ inline unsigned globalThread() {
+  return blockIndex() * blockSize() + threadIndex();
+}
 
 // ---- indices
 struct IndexRow {
@@ -175,7 +178,8 @@ __device__ inline void atomicAdds(const AtomicArgs& args) {
   }
 }
 
-// Block 0 hands a row to block 1 and gets it back, many times: data by plain stores, flags by atomics.
+// Block 0 hands a row to block 1 and gets it back, many times: data by plain stores, flags by
+// atomics.
 struct MessageArgs {
   uint32_t* data;   // 64 words
   uint32_t* flags;  // [0] to block 1, [1] back
@@ -211,8 +215,8 @@ __device__ inline void messages(const MessageArgs& args) {
   } else {
     if (thread == 0) {
       waitUntil(
-          args.control, [&] { return loadLocalAcquire(&args.wide[0]) == uint64_t{1} << 40; }, {3, 0},
-          &args.wide[0]);
+          args.control, [&] { return loadLocalAcquire(&args.wide[0]) == uint64_t{1} << 40; },
+          {3, 0}, &args.wide[0]);
     }
     syncBlock();
     if (args.data[thread] != 7 + thread) fetchAddRelaxed(args.errors, 1);
@@ -379,8 +383,8 @@ __device__ inline void conversions(const ConvertArgs& args) {
 struct VectorConvertArgs {
   const uint16_t* a;  // 8 per thread
   const uint16_t* b;
-  uint32_t* sums;     // float bits, 8 per thread
-  uint16_t* narrow;   // of the sums
+  uint32_t* sums;    // float bits, 8 per thread
+  uint16_t* narrow;  // of the sums
 };
 __device__ inline void vectorConversions(const VectorConvertArgs& args) {
   const size_t at = size_t{globalThread()} * 8;
@@ -405,8 +409,10 @@ __device__ inline void waitTwice(const WaitArgs& args) {
   args.results[0] = waitReached(args.control, args.flag, args.epoch, {77, 3}) ? 1 : 0;
   const uint64_t middle = nanoseconds();
   args.results[1] = failed(args.control) ? 1 : 0;
-  args.results[2] =
-      waitUntil(args.control, [] { return false; }, {78, 4}, args.flag) ? 1 : 0;
+  args.results[2] = waitUntil(
+                        args.control, [] { return false; }, {78, 4}, args.flag)
+                        ? 1
+                        : 0;
   args.times[0] = middle - start;
   args.times[1] = nanoseconds() - middle;
   args.results[3] = waitReached(args.control, args.flag, *args.flag, {79, 5}) ? 1 : 0;

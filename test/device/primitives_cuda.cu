@@ -2,12 +2,13 @@
 
 #include <cuda_fp8.h>
 #include <cuda_runtime.h>
-#include <gtest/gtest.h>
 
 #include <cstdlib>
 #include <cstring>
 #include <string>
 #include <vector>
+
+#include <gtest/gtest.h>
 
 #include "device/primitive_cases.hpp"
 
@@ -130,8 +131,8 @@ TEST_F(CudaPrimitives, PrepareAllowsBigSharedMemory) {
   EXPECT_EQ(args.out[0], (sizeof(BigShared) - 1) & 0xFFu);
 }
 
-// waitParity gives up after four times the limit: the record names the wait, the launch ends with an
-// error. Last, because the error stays with the process: it runs in a child.
+// waitParity gives up after four times the limit: the record names the wait, the launch ends with
+// an error. Last, because the error stays with the process: it runs in a child.
 __device__ void waitForNobody(const OutArgs& args) {
   auto& barrier = sharedStorage<Mbarrier>();
   initMbarrier(&barrier, 2);

@@ -1,12 +1,14 @@
-// Every primitive on the CPU platform: FIFO and chaos schedules with late bulk copies, and background mode.
-
-#include <gtest/gtest.h>
-#include <mscclpp/device/cpu/runtime.hpp>
+// Every primitive on the CPU platform: FIFO and chaos schedules with late bulk copies, and
+// background mode.
 
 #include <cstdlib>
 #include <memory>
 #include <string>
 #include <vector>
+
+#include <gtest/gtest.h>
+
+#include <mscclpp/device/cpu/runtime.hpp>
 
 #include "device/primitive_cases.hpp"
 #include "device/seeds.hpp"
@@ -80,8 +82,7 @@ class Primitives : public ::testing::TestWithParam<Parameter> {};
 
 TEST_P(Primitives, Work) {
   const Parameter& parameter = GetParam();
-  const uint64_t seeds =
-      parameter.mode == Mode::Chaos && !parameter.test.timed ? seedCount(5) : 1;
+  const uint64_t seeds = parameter.mode == Mode::Chaos && !parameter.test.timed ? seedCount(5) : 1;
   for (uint64_t seed = 1; seed <= seeds && !HasFailure(); ++seed) {
     SCOPED_TRACE("seed " + std::to_string(seed));
     CpuHarness harness(parameter.mode, seed);

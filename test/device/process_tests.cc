@@ -1,10 +1,6 @@
-// Ranks as processes over POSIX shared memory: flags of another process, and what happens when it is late
-// or dead.
+// Ranks as processes over POSIX shared memory: flags of another process, and what happens when it
+// is late or dead.
 
-#include <gtest/gtest.h>
-#include <mscclpp/device/cpu/runtime.hpp>
-#include <mscclpp/device/device.hpp>
-#include <mscclpp/device/launch.hpp>
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
@@ -13,6 +9,12 @@
 #include <cstdlib>
 #include <cstring>
 #include <string>
+
+#include <gtest/gtest.h>
+
+#include <mscclpp/device/cpu/runtime.hpp>
+#include <mscclpp/device/device.hpp>
+#include <mscclpp/device/launch.hpp>
 
 namespace mscclpp::test {
 namespace {
@@ -147,7 +149,8 @@ TEST(Processes, APeerThatStopsIsNamed) {
 TEST(PeerProcess, DISABLED_Run) {
   ASSERT_NE(std::getenv(kNameVariable), nullptr);
   SharedBoard board(std::getenv(kNameVariable), false);
-  const auto rounds = static_cast<uint32_t>(std::strtoul(std::getenv(kRoundsVariable), nullptr, 10));
+  const auto rounds =
+      static_cast<uint32_t>(std::strtoul(std::getenv(kRoundsVariable), nullptr, 10));
   FailureRecord record;
   EXPECT_TRUE(runRank(board.get(), 1, rounds, 60'000'000'000, record));
 }

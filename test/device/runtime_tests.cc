@@ -1,11 +1,5 @@
 // Streams, events, host functions, failures and configuration of the CPU runtime.
 
-#include <gmock/gmock.h>
-#include <gtest/gtest.h>
-#include <mscclpp/device/cpu/runtime.hpp>
-#include <mscclpp/device/device.hpp>
-#include <mscclpp/device/launch.hpp>
-
 #include <atomic>
 #include <cstdlib>
 #include <memory>
@@ -13,6 +7,13 @@
 #include <string>
 #include <thread>
 #include <vector>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <mscclpp/device/cpu/runtime.hpp>
+#include <mscclpp/device/device.hpp>
+#include <mscclpp/device/launch.hpp>
 
 namespace mscclpp::test {
 namespace {
@@ -24,10 +25,12 @@ struct StreamDeleter {
   void operator()(Stream* stream) const { destroyStream(stream); }
 };
 using StreamHandle = std::unique_ptr<Stream, StreamDeleter>;
-StreamHandle makeStream(int rank = 0) { return StreamHandle(createStream(rank)); }
+StreamHandle makeStream(int rank = 0) {
+  return StreamHandle(createStream(rank));
+}
 
 struct StepArgs {
-  uint32_t* order;    // order[0] counts, then one entry per step
+  uint32_t* order;  // order[0] counts, then one entry per step
   uint32_t step;
   const uint32_t* gate;  // waits for it to reach 1, when not null
   WaitControl control;
@@ -52,7 +55,9 @@ void neverEnds(const BadArgs& args) {
   if (threadIndex() < 32) syncBlock();
   // The other warp ends: the block can never meet.
 }
-void failsCheck(const BadArgs&) { check(threadIndex() != 7, "thread 7 is unlucky"); }
+void failsCheck(const BadArgs&) {
+  check(threadIndex() != 7, "thread 7 is unlucky");
+}
 void waitsParity(const BadArgs& args) {
   auto& barrier = sharedStorage<Mbarrier>();
   if (threadIndex() == 0) initMbarrier(&barrier, 2);
@@ -258,8 +263,9 @@ TEST_F(Background, AThrowingHostFunctionFailsTheStream) {
 
 TEST_F(Background, LaunchesAreReusedQuickly) {
   const StreamHandle stream = makeStream();
-  for (int i = 0; i < 3; ++i) launch<step, 1024>({.blocks = 4, .threads = 768}, stream.get(),
-                                                 StepArgs{order_, 0, nullptr, {}});
+  for (int i = 0; i < 3; ++i)
+    launch<step, 1024>({.blocks = 4, .threads = 768}, stream.get(),
+                       StepArgs{order_, 0, nullptr, {}});
   stream->synchronize();
   const uint64_t start = nanoseconds();
   for (uint32_t i = 0; i < 20; ++i) {
@@ -323,7 +329,8 @@ TEST(ManualMode, DropsWhatIsLeftAndBackgroundGoesOn) {
   EXPECT_EQ(order[1], 2u);
 }
 
-// The order of blocks is the seed's: the same seed gives the same one, different seeds different ones.
+// The order of blocks is the seed's: the same seed gives the same one, different seeds different
+// ones.
 struct TraceArgs {
   uint32_t* next;
   uint32_t* trace;

@@ -3,8 +3,10 @@
 // report. tools/mutation.py asks these tests whether a synchronisation is needed.
 #include "ep/manual.hpp"
 #include "ep/scenario.hpp"
+#include "ext/ep/group.hpp"
 
 #include <algorithm>
+#include <chrono>
 
 namespace mscclpp::ep::testing {
 namespace {
@@ -180,12 +182,14 @@ TEST(EpSequence, WideRowsAndMixedStaging) {
     WorldSpec spec = smallWorld(seed);
     spec.tokens = {21, 3};
     const World world(spec);
-    const DispatchCase send{.id = 1, .hidden = 4104, .numSms = 1, .worst = worstOf(world)};
-    BufferOptions options = testOptions(std::size_t{8} << 20);
+    // 16392 values are more than a stage holds: rows move in parts.
+    const int hidden = seed % 2 ? 16392 : 4104;
+    const DispatchCase send{.id = 1, .hidden = hidden, .numSms = 1, .worst = worstOf(world)};
+    const BufferOptions options = testOptions(std::size_t{16} << 20);
     const auto group = groupFor({&world}, options);
     Outcomes got(static_cast<std::size_t>(world.ranks()));
-    const auto backOf = [](const RankContext& rank) {
-      return CombineCase{.id = 2, .hidden = 4104, .inPool = rank.rank() % 2 == 0, .numSms = 1};
+    const auto backOf = [&](const RankContext& rank) {
+      return CombineCase{.id = 2, .hidden = hidden, .inPool = rank.rank() % 2 == 0, .numSms = 1};
     };
     ASSERT_TRUE(group->run(config, [&](RankContext& rank) {
       Outcome& mine = of(got, rank);
@@ -308,6 +312,94 @@ TEST(EpSequence, OneRank) {
       expectCombine(rank, world, back, got[0].combined[0]);
     });
   });
+}
+
+/// The benchmark's plain copy: out to the places where dispatch puts the rows, and back.
+TEST(EpSequence, CopyRowsOutAndBack) {
+  underAllSchedules([](std::uint64_t seed, const RuntimeConfig& config) {
+    WorldSpec spec = smallWorld(seed);
+    spec.tokens = {40, 9};
+    spec.pattern = Pattern::uniform;
+    const World world(spec);
+    constexpr int kRowBytes = 48;
+    ManualGroup group(world.ranks(), testOptions(1 << 16));
+    Meeting meeting(world.ranks());
+    std::vector<std::shared_ptr<Group>> heaps(static_cast<std::size_t>(world.ranks()));
+    group.inThreads([&](RankContext& rank) {
+      heaps[static_cast<std::size_t>(rank.rank())] =
+          std::make_shared<Group>(meeting.bootstrap(rank.rank()), testOptions(1 << 18));
+    });
+    std::vector<Tensor> back(heaps.size());
+    ASSERT_TRUE(group.run(config, [&](RankContext& rank) {
+      const int me = rank.rank(), tokens = world.tokens(me);
+      const auto at = static_cast<std::size_t>(me);
+      std::vector<std::int32_t> position, sendStart;
+      for (int r = 0; r < world.ranks(); ++r) {
+        sendStart.push_back(world.received(r).rankOffset[at]);
+      }
+      for (int t = 0; t < tokens; ++t) {
+        for (int r = 0; r < world.ranks(); ++r) {
+          const int row = world.received(r).rowOf(me, t);
+          position.push_back(row < 0 ? -1 : row - sendStart[static_cast<std::size_t>(r)]);
+        }
+      }
+      const Tensor x = rank.upload(DType::u8, {tokens, kRowBytes},
+                                   reference::keyedBytes({1, me, 0}, tokens, kRowBytes));
+      const Tensor positions = rank.upload(DType::i32, {tokens, world.ranks()}, position);
+      const Tensor starts = rank.upload(DType::i32, {world.ranks()}, sendStart);
+      back[at] = rank.empty(DType::u8, x.shape);
+      CopyRowsArgs args;
+      args.group = heaps[at]->args();
+      args.group.wait.limitNs = 0;
+      args.rowBytes = kRowBytes;
+      args.tokens = tokens;
+      args.position = positions.as<const std::int32_t>();
+      args.sendStart = starts.as<const std::int32_t>();
+      args.heapOffset = heaps[at]->plan().pool();
+      for (const bool pull : {false, true}) {
+        args.x = (pull ? back[at] : x).as<const char>();
+        args.pull = pull;
+        heaps[at]->kernels().copyRows(args, 2, rank.compute().native());
+      }
+    })) << group.failure();
+    group.forEach([&](RankContext& rank) {
+      const int me = rank.rank();
+      const auto at = static_cast<std::size_t>(me);
+      const auto& rows = world.received(me).rows;
+      std::vector<std::uint8_t> expected, actual(rows.size() * kRowBytes);
+      for (const auto& source : rows) {
+        const auto row = reference::keyedBytes({1, source.rank, source.token}, 1, kRowBytes);
+        expected.insert(expected.end(), row.begin(), row.end());
+      }
+      std::memcpy(actual.data(), heaps[at]->heap() + heaps[at]->plan().pool(), actual.size());
+      expectSame("rows written by the peers", expected, actual, kRowBytes);
+      const auto read = rank.download<std::uint8_t>(back[at]);
+      for (int t = 0; t < world.tokens(me); ++t) {
+        bool sent = false;
+        for (int r = 0; r < world.ranks(); ++r) sent = sent || world.received(r).rowOf(me, t) >= 0;
+        const auto first = read.begin() + static_cast<std::ptrdiff_t>(t) * kRowBytes;
+        const auto row = reference::keyedBytes({1, me, t}, 1, kRowBytes);
+        EXPECT_TRUE(!sent || std::equal(row.begin(), row.end(), first)) << "token " << t;
+      }
+    });
+  });
+}
+
+/// A host thread that polls sees a failure whole, while kernels are still running.
+TEST(EpSequence, PollingHostSeesAFailure) {
+  const World world(
+      {.ranks = 2, .tokens = {8}, .topk = 2, .experts = 4, .pattern = Pattern::oneRank});
+  std::string error;
+  tryRanks(
+      2, [](int) { return testOptions(); },
+      [&](RankContext& rank) {
+        dispatch(rank, world, {.hidden = 16, .worst = 9});  // 16 rows go to rank 1
+        const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+        while (rank.rank() == 1 && error.empty() && std::chrono::steady_clock::now() < end) {
+          error = errorOf([&] { rank.buffer().checkHealth(); });
+        }
+      });
+  EXPECT_NE(error.find("16 rows, more than num_worst_tokens = 9"), std::string::npos) << error;
 }
 
 }  // namespace

@@ -4,8 +4,8 @@
 
 #include <mscclpp/device/platform.hpp>
 
-/// Conversions in integer arithmetic: the definition of the bits. The CPU platform uses them as they
-/// are; the CUDA platform uses the hardware's where it has them, and these below sm_89.
+/// Conversions in integer arithmetic: the definition of the bits. The CPU platform uses them as
+/// they are; the CUDA platform uses the hardware's where it has them, and these below sm_89.
 namespace mscclpp::device {
 inline namespace MSCCLPP_PLATFORM_NS {
 namespace bits {
@@ -23,7 +23,7 @@ __host__ __device__ constexpr uint8_t floatToE4m3(uint32_t f) {
   const uint32_t magnitude = f & 0x7FFFFFFFu;
   if (magnitude > 0x7F800000u) return 0x7F;
   if (magnitude >= 0x43E00000u) return static_cast<uint8_t>(sign | 0x7Eu);  // >= 448
-  if (magnitude >= 0x3C800000u) {                                          // >= 2^-6: normal
+  if (magnitude >= 0x3C800000u) {                                           // >= 2^-6: normal
     // Keep 3 of 23 fraction bits; the carry of the rounding may move to the next exponent.
     const uint32_t rounded = magnitude + 0x7FFFFu + ((magnitude >> 20) & 1u);
     return static_cast<uint8_t>(sign | ((rounded >> 20) - ((127u - 7u) << 3)));

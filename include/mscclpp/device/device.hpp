@@ -1,7 +1,8 @@
 #pragma once
 
-/// The one header kernels include: thread indices, warp and block collectives, atomics, bulk copies,
-/// conversions and bounded waits, in namespace mscclpp::device. docs/device.md is the manual.
+/// The one header kernels include: thread indices, warp and block collectives, atomics, bulk
+/// copies, conversions and bounded waits, in namespace mscclpp::device. docs/device.md is the
+/// manual.
 
 #include <mscclpp/device/atomic.hpp>
 #include <mscclpp/device/convert.hpp>

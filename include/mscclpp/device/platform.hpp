@@ -1,8 +1,8 @@
 #pragma once
 
 /// Which platform this translation unit is compiled for: nvcc = cuda, any other compiler = cpu.
-/// MSCCLPP_PLATFORM_NS is the namespace of platform code; both platforms are linked into one binary,
-/// so kernels live in `namespace mscclpp::ep::MSCCLPP_PLATFORM_NS`.
+/// MSCCLPP_PLATFORM_NS is the namespace of platform code; both platforms are linked into one
+/// binary, so kernels live in `namespace mscclpp::ep::MSCCLPP_PLATFORM_NS`.
 
 #if defined(__CUDACC__)
 

@@ -19,6 +19,7 @@ constexpr std::chrono::seconds kGuestLimit(20);
 constexpr int kMaxGuests = 4096;
 constexpr std::chrono::milliseconds kDrainStep(1);
 constexpr int kDrainSteps = 2000;
+constexpr std::chrono::milliseconds kAcceptPause(10);
 
 Socket adopt(asio::io_context& io, int fd) {
   sockaddr_storage address{};
@@ -40,6 +41,7 @@ RootServer::RootServer(int size, const Secret& secret, int listener, int own)
     : size_(size),
       secret_(secret),
       listener_(io_, listener),
+      acceptTimer_(io_),
       drainTimer_(io_),
       members_(static_cast<size_t>(size)) {
   startMember(0, std::make_shared<Connection>(adopt(io_, own)), true);
@@ -73,8 +75,11 @@ void RootServer::acceptNext() {
       auto guest = std::make_shared<Guest>(io_, fd);
       tuneSocket(guest->socket);
       if (guests_ < kMaxGuests) readSecret(guest);
+      return acceptNext();
     }
-    acceptNext();
+    // Out of descriptors, say: the socket stays readable, so ask again a little later.
+    acceptTimer_.expires_after(kAcceptPause);
+    acceptTimer_.async_wait([this](const asio::error_code&) { acceptNext(); });
   });
 }
 

@@ -72,6 +72,7 @@ class RootServer {
   const Secret secret_;
   asio::io_context io_;
   asio::posix::stream_descriptor listener_;
+  asio::steady_timer acceptTimer_;
   asio::steady_timer drainTimer_;
   std::vector<Member> members_;
   std::map<uint64_t, Collective> collectives_;

@@ -71,7 +71,8 @@ class TcpBootstrap::Impl {
   void onFrame(Frame& frame);
   void onClosed(const std::string& why);
   void throwIfFailed() const;
-  [[noreturn]] void timedOut(Lock& lock, const std::string& what, uint64_t sequence);
+  /// Throws with the ranks that are missing; returns when the result came after all.
+  void timedOut(Lock& lock, const std::string& what, uint64_t sequence);
   Deadline deadline() const {
     return Clock::now() + (timeout_.count() == 0 ? std::chrono::milliseconds(kForever) : timeout_);
   }
@@ -147,7 +148,7 @@ void TcpBootstrap::Impl::join() {
   if (!changed_.wait_until(lock, deadline(), [this] { return ready_ || failure_; })) {
     timedOut(lock, "joining the group", detail::kJoinSequence);
   }
-  if (!ready_) throwIfFailed();
+  throwIfFailed();
 }
 
 void TcpBootstrap::Impl::shutDown() noexcept {
@@ -218,10 +219,11 @@ void TcpBootstrap::Impl::throwIfFailed() const {
 
 void TcpBootstrap::Impl::timedOut(Lock& lock, const std::string& what, uint64_t sequence) {
   post(Frame::make(FrameType::query, 0, 0, sequence));
-  const bool answered = changed_.wait_for(lock, kQueryLimit, [&] {
-    return missing_.contains(sequence) || failure_;
-  });
-  if (failure_) throwIfFailed();  // another rank was quicker to say the same
+  const bool answered = changed_.wait_for(
+      lock, kQueryLimit, [&] { return missing_.contains(sequence) || failure_; });
+  const bool done = sequence == detail::kJoinSequence ? ready_ : results_.contains(sequence);
+  if (done) return;  // in the last moment
+  throwIfFailed();  // another rank was quicker to say the same
   const auto& ranks = missing_[sequence];
   const std::string text = fmt::format(
       "{} took longer than {:.1f} s: {}", what, seconds(timeout_),
@@ -232,7 +234,6 @@ void TcpBootstrap::Impl::timedOut(Lock& lock, const std::string& what, uint64_t 
   post(Frame::text(FrameType::giveUp, rank, static_cast<int>(ErrorCode::timeout),
                    fmt::format("rank {} gave up: {}", rank, text)));
   throwIfFailed();
-  fail(ErrorCode::internal, "unreachable");
 }
 
 void TcpBootstrap::Impl::collective(const char* what, void* data, size_t bytesPerRank) {

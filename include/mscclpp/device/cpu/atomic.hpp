@@ -5,8 +5,9 @@
 
 #include <mscclpp/device/cpu/primitives.hpp>
 
-/// CPU half of <mscclpp/device/atomic.hpp>. One scope only: "Local" names are the same as the others.
-/// These stay in the header so that a kernel built with ThreadSanitizer has its orders checked.
+/// CPU half of <mscclpp/device/atomic.hpp>. One scope only: "Local" names are the same as the
+/// others. These stay in the header so that a kernel built with ThreadSanitizer has its orders
+/// checked.
 namespace mscclpp::device {
 inline namespace cpu {
 namespace detail {

@@ -13,9 +13,15 @@ inline namespace cpu {
 inline float bf16ToFloat(uint16_t value) {
   return std::bit_cast<float>(static_cast<uint32_t>(value) << 16);
 }
-inline uint16_t floatToBf16(float value) { return bits::floatToBf16(std::bit_cast<uint32_t>(value)); }
-inline uint8_t floatToE4m3(float value) { return bits::floatToE4m3(std::bit_cast<uint32_t>(value)); }
-inline float e4m3ToFloat(uint8_t value) { return std::bit_cast<float>(bits::e4m3ToFloat(value)); }
+inline uint16_t floatToBf16(float value) {
+  return bits::floatToBf16(std::bit_cast<uint32_t>(value));
+}
+inline uint8_t floatToE4m3(float value) {
+  return bits::floatToE4m3(std::bit_cast<uint32_t>(value));
+}
+inline float e4m3ToFloat(uint8_t value) {
+  return std::bit_cast<float>(bits::e4m3ToFloat(value));
+}
 
 inline void widenBf16(float (&out)[8], Vec16 in) {
   for (int i = 0; i < 4; ++i) {

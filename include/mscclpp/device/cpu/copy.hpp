@@ -9,9 +9,15 @@
 namespace mscclpp::device {
 inline namespace cpu {
 
-inline Vec16 load16(const void* address) { return *static_cast<const Vec16*>(address); }
-inline Vec16 loadStreaming16(const void* address) { return *static_cast<const Vec16*>(address); }
-inline void store16(void* address, Vec16 value) { *static_cast<Vec16*>(address) = value; }
+inline Vec16 load16(const void* address) {
+  return *static_cast<const Vec16*>(address);
+}
+inline Vec16 loadStreaming16(const void* address) {
+  return *static_cast<const Vec16*>(address);
+}
+inline void store16(void* address, Vec16 value) {
+  *static_cast<Vec16*>(address) = value;
+}
 
 /// Lives in shared memory, 8 bytes. Opaque.
 struct alignas(8) Mbarrier {
@@ -40,7 +46,9 @@ inline void bulkStore(void* global, const void* shared, uint32_t bytes,
                       Site site = Site::current()) {
   detail::bulkStore(global, shared, bytes, site);
 }
-inline void bulkCommit(Site = Site::current()) { detail::bulkCommit(); }
+inline void bulkCommit(Site = Site::current()) {
+  detail::bulkCommit();
+}
 template <int N>
 void bulkWait(Site site = Site::current()) {
   detail::bulkWait(N, false, site);
@@ -49,7 +57,9 @@ template <int N>
 void bulkWaitRead(Site site = Site::current()) {
   detail::bulkWait(N, true, site);
 }
-inline void fenceProxyAsyncShared(Site = Site::current()) { detail::fenceProxyAsyncShared(); }
+inline void fenceProxyAsyncShared(Site = Site::current()) {
+  detail::fenceProxyAsyncShared();
+}
 inline void fenceProxyAsyncGlobal(Site = Site::current()) {}
 
 }  // namespace cpu

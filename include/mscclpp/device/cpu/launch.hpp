@@ -46,14 +46,13 @@ constexpr const char* kernelName() {
 template <auto Body, int MaxThreads, class Args>
 void prepare(size_t /*maxSharedBytes*/) {}
 
-/// Enqueues one kernel; does not block. Throws Error for a shape that no GPU would take, and when the
-/// stream has failed.
+/// Enqueues one kernel; does not block. Throws Error for a shape that no GPU would take, and when
+/// the stream has failed.
 template <auto Body, int MaxThreads, class Args>
 void launch(const LaunchShape& shape, NativeStream stream, const Args& args) {
   static_assert(std::is_trivially_copyable_v<Args>, "Args is copied as bytes");
-  detail::launchGrid(stream,
-                     {shape, MaxThreads, &detail::kernelEntry<Body, Args>, &args, sizeof(Args),
-                      alignof(Args), detail::kernelName<Body>()});
+  detail::launchGrid(stream, {shape, MaxThreads, &detail::kernelEntry<Body, Args>, &args,
+                              sizeof(Args), alignof(Args), detail::kernelName<Body>()});
 }
 
 }  // namespace cpu

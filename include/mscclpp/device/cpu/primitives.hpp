@@ -4,8 +4,8 @@
 #include <cstdint>
 #include <source_location>
 
-/// What the inline primitives of this folder call in the runtime (src/device_cpu). Kernels never use
-/// these names.
+/// What the inline primitives of this folder call in the runtime (src/device_cpu). Kernels never
+/// use these names.
 namespace mscclpp::device {
 inline namespace cpu {
 
@@ -38,7 +38,7 @@ void beforeAtomicLoad(const void* address);
 /// One wait that polls, on the waiting thread's stack. Reports read it while the thread sleeps.
 struct Polling {
   const void* address = nullptr;  ///< may be null
-  bool wordKnown = false;         ///< `address` is a 4-byte flag, `expected` and `seen` are its values
+  bool wordKnown = false;  ///< `address` is a 4-byte flag, `expected` and `seen` are its values
   uint32_t expected = 0;
   uint32_t seen = 0;
   uint32_t what = 0;

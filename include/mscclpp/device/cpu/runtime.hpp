@@ -12,8 +12,8 @@
 /// Host side of the CPU platform: streams, events, and the runtime that executes kernels on them.
 ///
 /// Background mode (the default): worker threads start with the first launch and run whatever is
-/// enqueued, on all streams at once. Manual mode (tests): while a Manual object lives, kernels run only
-/// inside its runAll(), on the calling thread, in an order that the seed decides.
+/// enqueued, on all streams at once. Manual mode (tests): while a Manual object lives, kernels run
+/// only inside its runAll(), on the calling thread, in an order that the seed decides.
 namespace mscclpp::device {
 inline namespace cpu {
 
@@ -24,17 +24,22 @@ class DeviceError : public Error {
 };
 
 struct RuntimeConfig {
-  int workers = 1;      ///< OS threads of background mode; a block stays on one (MSCCLPP_SIMT_WORKERS)
-  uint64_t seed = 1;    ///< of every random choice (MSCCLPP_SIMT_SEED)
-  bool chaos = false;   ///< random order, freezes of warps, blocks and ranks; needs one worker (_CHAOS)
-  int preemptPercent = 0;          ///< chance to switch threads at an atomic (_PREEMPT)
-  size_t stackBytes = 32 * 1024;   ///< per kernel thread; sanitizer builds take 8 times that (_STACK)
-  int bulkMaxDelay = 0;            ///< scheduler steps a bulk copy may be late; 0 = done at once (_BULK_DELAY)
-  bool checkProxy = false;         ///< bulk stores see shared memory as of the last fence (_CHECK_PROXY)
-  bool closed = false;             ///< nobody else raises flags: "no progress" is a deadlock (_CLOSED)
-  int freezeSteps = 4000;          ///< chaos: longest freeze of a block or a rank, in steps (_FREEZE)
-  int watchdogSeconds = 30;        ///< a thread that calls no primitive for so long aborts; 0 = off (_WATCHDOG)
-  int raceContexts = 256;          ///< TSan builds: above this, one context per warp, not per lane (_CONTEXTS)
+  int workers = 1;  ///< OS threads of background mode; a block stays on one (MSCCLPP_SIMT_WORKERS)
+  uint64_t seed = 1;  ///< of every random choice (MSCCLPP_SIMT_SEED)
+  bool chaos =
+      false;  ///< random order, freezes of warps, blocks and ranks; needs one worker (_CHAOS)
+  int preemptPercent = 0;  ///< chance to switch threads at an atomic (_PREEMPT)
+  size_t stackBytes =
+      32 * 1024;  ///< per kernel thread; sanitizer builds take 8 times that (_STACK)
+  int bulkMaxDelay =
+      0;  ///< scheduler steps a bulk copy may be late; 0 = done at once (_BULK_DELAY)
+  bool checkProxy = false;  ///< bulk stores see shared memory as of the last fence (_CHECK_PROXY)
+  bool closed = false;      ///< nobody else raises flags: "no progress" is a deadlock (_CLOSED)
+  int freezeSteps = 4000;   ///< chaos: longest freeze of a block or a rank, in steps (_FREEZE)
+  int watchdogSeconds =
+      30;  ///< a thread that calls no primitive for so long aborts; 0 = off (_WATCHDOG)
+  int raceContexts =
+      256;  ///< TSan builds: above this, one context per warp, not per lane (_CONTEXTS)
 
   /// The defaults above with the variables MSCCLPP_SIMT_... applied.
   static RuntimeConfig fromEnvironment();
@@ -42,7 +47,8 @@ struct RuntimeConfig {
   static RuntimeConfig testing(uint64_t seed = 1, bool chaos = false);
 };
 
-/// Sets the configuration of background mode. Waits until all streams are idle and stops the workers.
+/// Sets the configuration of background mode. Waits until all streams are idle and stops the
+/// workers.
 /// @throws Error invalidState while a Manual object lives, invalidArgument for impossible values.
 void configure(const RuntimeConfig& config);
 /// The configuration in force.
@@ -60,8 +66,8 @@ class Stream {
  public:
   /// The rank that reports name and that chaos freezes as a whole.
   int rank() const;
-  /// Runs `action` on a worker after all work enqueued before, before all work enqueued later. It may
-  /// not wait for other work of this runtime. An exception that leaves it fails the stream.
+  /// Runs `action` on a worker after all work enqueued before, before all work enqueued later. It
+  /// may not wait for other work of this runtime. An exception that leaves it fails the stream.
   void enqueueHost(std::function<void()> action);
   /// Blocks until everything enqueued is done.
   /// @throws DeviceError with the report when the stream has failed; again at every call until
@@ -102,7 +108,8 @@ class Event {
   void record(Stream& stream);
   /// Work enqueued on `stream` later waits for the captured work. Does nothing before record().
   void streamWait(Stream& stream);
-  /// True when the captured work is done or nothing was captured. @throws DeviceError when it failed.
+  /// True when the captured work is done or nothing was captured. @throws DeviceError when it
+  /// failed.
   bool query() const;
   /// Blocks until query() is true. @throws DeviceError when the work failed.
   void synchronize() const;
@@ -133,8 +140,9 @@ class Manual {
   Manual(const Manual&) = delete;
   Manual& operator=(const Manual&) = delete;
 
-  /// Runs everything that is enqueued, on the calling thread, until nothing is left (true) or something
-  /// failed (false: the rest was dropped, lastFailure() has the report, and the streams are usable again).
+  /// Runs everything that is enqueued, on the calling thread, until nothing is left (true) or
+  /// something failed (false: the rest was dropped, lastFailure() has the report, and the streams
+  /// are usable again).
   bool runAll();
   const std::string& lastFailure() const { return failure_; }
 

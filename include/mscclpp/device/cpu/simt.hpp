@@ -16,12 +16,24 @@ inline namespace cpu {
 inline constexpr unsigned kFullMask = 0xFFFFFFFFu;
 inline constexpr unsigned kWarpSize = 32;
 
-inline unsigned threadIndex() { return detail::threadIndex(); }
-inline unsigned blockIndex() { return detail::position().block; }
-inline unsigned blockSize() { return detail::position().blockThreads; }
-inline unsigned gridSize() { return detail::position().gridBlocks; }
-inline unsigned laneId() { return detail::threadIndex() & 31u; }
-inline unsigned warpId() { return detail::threadIndex() >> 5; }
+inline unsigned threadIndex() {
+  return detail::threadIndex();
+}
+inline unsigned blockIndex() {
+  return detail::position().block;
+}
+inline unsigned blockSize() {
+  return detail::position().blockThreads;
+}
+inline unsigned gridSize() {
+  return detail::position().gridBlocks;
+}
+inline unsigned laneId() {
+  return detail::threadIndex() & 31u;
+}
+inline unsigned warpId() {
+  return detail::threadIndex() >> 5;
+}
 
 namespace detail {
 
@@ -58,8 +70,8 @@ T shuffleXor(T value, int laneMask, unsigned mask = kFullMask, Site site = Site:
 template <class T>
 T shuffleUp(T value, int delta, unsigned mask = kFullMask, Site site = Site::current()) {
   const unsigned lane = laneId();
-  const unsigned source = lane >= static_cast<unsigned>(delta) ? lane - static_cast<unsigned>(delta)
-                                                               : lane;
+  const unsigned source =
+      lane >= static_cast<unsigned>(delta) ? lane - static_cast<unsigned>(delta) : lane;
   return detail::fromWord<T>(detail::warpCollective(detail::CollectiveOp::Shuffle, mask,
                                                     detail::toWord(value), source, site));
 }
@@ -77,7 +89,9 @@ inline void syncWarp(unsigned mask = kFullMask, Site site = Site::current()) {
   detail::warpCollective(detail::CollectiveOp::Sync, mask, 0, 0, site);
 }
 
-inline void syncBlock(Site site = Site::current()) { detail::barrier(0, 0, true, site); }
+inline void syncBlock(Site site = Site::current()) {
+  detail::barrier(0, 0, true, site);
+}
 inline void syncBarrier(int id, int threads, Site site = Site::current()) {
   detail::barrier(id, threads, true, site);
 }
@@ -85,14 +99,26 @@ inline void arriveBarrier(int id, int threads, Site site = Site::current()) {
   detail::barrier(id, threads, false, site);
 }
 
-inline int popCount(uint32_t bits) { return std::popcount(bits); }
-inline int findFirstSet(uint32_t bits) { return bits == 0 ? 0 : std::countr_zero(bits) + 1; }
-inline float bitsToFloat(uint32_t bits) { return std::bit_cast<float>(bits); }
-inline uint32_t floatToBits(float value) { return std::bit_cast<uint32_t>(value); }
-inline float fma(float a, float b, float c) { return std::fma(a, b, c); }
+inline int popCount(uint32_t bits) {
+  return std::popcount(bits);
+}
+inline int findFirstSet(uint32_t bits) {
+  return bits == 0 ? 0 : std::countr_zero(bits) + 1;
+}
+inline float bitsToFloat(uint32_t bits) {
+  return std::bit_cast<float>(bits);
+}
+inline uint32_t floatToBits(float value) {
+  return std::bit_cast<uint32_t>(value);
+}
+inline float fma(float a, float b, float c) {
+  return std::fma(a, b, c);
+}
 
 /// Nanoseconds of the host's steady clock.
-inline uint64_t nanoseconds() { return detail::nanoseconds(); }
+inline uint64_t nanoseconds() {
+  return detail::nanoseconds();
+}
 
 template <class T>
 T& sharedStorage(size_t offset = 0, Site site = Site::current()) {

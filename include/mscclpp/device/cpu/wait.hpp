@@ -48,8 +48,8 @@ inline bool recordTaken(const WaitControl& control) {
          __atomic_load_n(&control.record->state, __ATOMIC_RELAXED) != kFailureNone;
 }
 
-/// Polls until poll() is true. False after the limit, with `waitedNs` != 0, or when something failed
-/// before, with `waitedNs` == 0.
+/// Polls until poll() is true. False after the limit, with `waitedNs` != 0, or when something
+/// failed before, with `waitedNs` == 0.
 template <class Poll>
 bool pollUntil(const WaitControl& control, Poll poll, Polling& polling, uint64_t& waitedNs) {
   if (poll()) return true;
@@ -77,7 +77,9 @@ bool pollUntil(const WaitControl& control, Poll poll, Polling& polling, uint64_t
 
 }  // namespace detail
 
-inline bool failed(const WaitControl& control) { return detail::recordTaken(control); }
+inline bool failed(const WaitControl& control) {
+  return detail::recordTaken(control);
+}
 
 inline bool waitReached(const WaitControl& control, const uint32_t* flag, uint32_t epoch,
                         WaitPoint point, Site site = Site::current()) {

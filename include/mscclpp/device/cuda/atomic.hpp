@@ -3,9 +3,9 @@
 #include <cstdint>
 #include <type_traits>
 
-/// CUDA half of <mscclpp/device/atomic.hpp>: PTX with explicit order and scope. Names without "Local"
-/// have system scope (a peer GPU, the host or a NIC may be on the other side); "Local" ones have
-/// device scope. Addresses are generic: shared memory works with the Local ones too.
+/// CUDA half of <mscclpp/device/atomic.hpp>: PTX with explicit order and scope. Names without
+/// "Local" have system scope (a peer GPU, the host or a NIC may be on the other side); "Local" ones
+/// have device scope. Addresses are generic: shared memory works with the Local ones too.
 namespace mscclpp::device {
 inline namespace cuda {
 namespace detail {
@@ -13,8 +13,9 @@ namespace detail {
 template <class T>
 constexpr bool kAtomicWord = std::is_integral_v<T> && (sizeof(T) == 4 || sizeof(T) == 8);
 
-// One load, store, add and exchange per order and scope, in 4 and 8 bytes. The "memory" clobber keeps
-// the compiler from moving other accesses across them, the order keeps the hardware from doing so.
+// One load, store, add and exchange per order and scope, in 4 and 8 bytes. The "memory" clobber
+// keeps the compiler from moving other accesses across them, the order keeps the hardware from
+// doing so.
 #define MSCCLPP_PTX_LOAD(NAME, ORDER)                                                     \
   template <class T>                                                                      \
   __device__ __forceinline__ T NAME(const T* address) {                                   \
@@ -41,25 +42,25 @@ constexpr bool kAtomicWord = std::is_integral_v<T> && (sizeof(T) == 4 || sizeof(
                    : "memory");                                                                   \
     }                                                                                             \
   }
-#define MSCCLPP_PTX_ADD(NAME, ORDER)                                        \
-  template <class T>                                                        \
-  __device__ __forceinline__ T NAME(T* address, T value) {                  \
-    static_assert(kAtomicWord<T>, "4- or 8-byte integers");                 \
-    if constexpr (sizeof(T) == 4) {                                         \
-      uint32_t old;                                                         \
-      asm volatile("atom." ORDER ".add.u32 %0, [%1], %2;"                   \
-                   : "=r"(old)                                              \
-                   : "l"(address), "r"(static_cast<uint32_t>(value))        \
-                   : "memory");                                             \
-      return static_cast<T>(old);                                           \
-    } else {                                                                \
-      uint64_t old;                                                         \
-      asm volatile("atom." ORDER ".add.u64 %0, [%1], %2;"                   \
-                   : "=l"(old)                                              \
-                   : "l"(address), "l"(static_cast<uint64_t>(value))        \
-                   : "memory");                                             \
-      return static_cast<T>(old);                                           \
-    }                                                                       \
+#define MSCCLPP_PTX_ADD(NAME, ORDER)                                 \
+  template <class T>                                                 \
+  __device__ __forceinline__ T NAME(T* address, T value) {           \
+    static_assert(kAtomicWord<T>, "4- or 8-byte integers");          \
+    if constexpr (sizeof(T) == 4) {                                  \
+      uint32_t old;                                                  \
+      asm volatile("atom." ORDER ".add.u32 %0, [%1], %2;"            \
+                   : "=r"(old)                                       \
+                   : "l"(address), "r"(static_cast<uint32_t>(value)) \
+                   : "memory");                                      \
+      return static_cast<T>(old);                                    \
+    } else {                                                         \
+      uint64_t old;                                                  \
+      asm volatile("atom." ORDER ".add.u64 %0, [%1], %2;"            \
+                   : "=l"(old)                                       \
+                   : "l"(address), "l"(static_cast<uint64_t>(value)) \
+                   : "memory");                                      \
+      return static_cast<T>(old);                                    \
+    }                                                                \
   }
 
 MSCCLPP_PTX_LOAD(loadAcquireSys, "acquire.sys")

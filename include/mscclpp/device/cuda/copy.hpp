@@ -6,9 +6,9 @@
 #include <mscclpp/device/cuda/soft_mbarrier.hpp>
 #include <mscclpp/device/vec16.hpp>
 
-/// CUDA half of <mscclpp/device/copy.hpp>. Bulk copies need sm_90. Below, mbarriers are kept in software
-/// (soft_mbarrier.hpp) and bulk copies are loops of the calling thread, done when the call returns:
-/// right, and slow.
+/// CUDA half of <mscclpp/device/copy.hpp>. Bulk copies need sm_90. Below, mbarriers are kept in
+/// software (soft_mbarrier.hpp) and bulk copies are loops of the calling thread, done when the call
+/// returns: right, and slow.
 namespace mscclpp::device {
 inline namespace cuda {
 
@@ -89,8 +89,8 @@ __device__ __forceinline__ bool tryWaitParity(Mbarrier* barrier, unsigned parity
 __device__ __forceinline__ void bulkLoad(void* shared, const void* global, uint32_t bytes,
                                          Mbarrier* barrier, Site = Site::current()) {
   asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-          detail::sharedAddress(shared)),
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+          "r"(detail::sharedAddress(shared)),
       "l"(global), "r"(bytes), "r"(detail::sharedAddress(barrier))
       : "memory");
 }

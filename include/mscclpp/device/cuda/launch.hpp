@@ -8,7 +8,8 @@
 
 #include <mscclpp/errors.hpp>
 
-/// CUDA half of <mscclpp/device/launch.hpp>. Only for nvcc: host code calls launchers compiled there.
+/// CUDA half of <mscclpp/device/launch.hpp>. Only for nvcc: host code calls launchers compiled
+/// there.
 namespace mscclpp::device {
 inline namespace cuda {
 
@@ -40,8 +41,8 @@ inline void checkLaunch(cudaError_t result, const char* call, const LaunchShape&
 }  // namespace detail
 
 /// Loads the kernel on the current device and allows it `maxSharedBytes` of dynamic shared memory.
-/// Call it once before any peer can be spinning: loading in the middle of a spinning peer deadlocks.
-/// May synchronise the device.
+/// Call it once before any peer can be spinning: loading in the middle of a spinning peer
+/// deadlocks. May synchronise the device.
 template <auto Body, int MaxThreads, class Args>
 void prepare(size_t maxSharedBytes) {
   const auto kernel = reinterpret_cast<const void*>(&detail::kernelEntry<Body, MaxThreads, Args>);

@@ -16,12 +16,24 @@ struct Site {
 inline constexpr unsigned kFullMask = 0xFFFFFFFFu;
 inline constexpr unsigned kWarpSize = 32;
 
-__device__ __forceinline__ unsigned threadIndex() { return ::threadIdx.x; }
-__device__ __forceinline__ unsigned blockIndex() { return ::blockIdx.x; }
-__device__ __forceinline__ unsigned blockSize() { return ::blockDim.x; }
-__device__ __forceinline__ unsigned gridSize() { return ::gridDim.x; }
-__device__ __forceinline__ unsigned laneId() { return ::threadIdx.x & 31u; }
-__device__ __forceinline__ unsigned warpId() { return ::threadIdx.x >> 5; }
+__device__ __forceinline__ unsigned threadIndex() {
+  return ::threadIdx.x;
+}
+__device__ __forceinline__ unsigned blockIndex() {
+  return ::blockIdx.x;
+}
+__device__ __forceinline__ unsigned blockSize() {
+  return ::blockDim.x;
+}
+__device__ __forceinline__ unsigned gridSize() {
+  return ::gridDim.x;
+}
+__device__ __forceinline__ unsigned laneId() {
+  return ::threadIdx.x & 31u;
+}
+__device__ __forceinline__ unsigned warpId() {
+  return ::threadIdx.x >> 5;
+}
 
 namespace detail {
 
@@ -32,8 +44,7 @@ struct ShuffleWord {
   using Type = unsigned long long;
 };
 template <class T>
-  requires(sizeof(T) <= 4)
-struct ShuffleWord<T> {
+requires(sizeof(T) <= 4) struct ShuffleWord<T> {
   using Type = unsigned;
 };
 
@@ -84,7 +95,9 @@ __device__ __forceinline__ void syncWarp(unsigned mask = kFullMask, Site = Site:
   ::__syncwarp(mask);
 }
 
-__device__ __forceinline__ void syncBlock(Site = Site::current()) { ::__syncthreads(); }
+__device__ __forceinline__ void syncBlock(Site = Site::current()) {
+  ::__syncthreads();
+}
 __device__ __forceinline__ void syncBarrier(int id, int threads, Site = Site::current()) {
   asm volatile("barrier.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
@@ -92,11 +105,21 @@ __device__ __forceinline__ void arriveBarrier(int id, int threads, Site = Site::
   asm volatile("barrier.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
-__device__ __forceinline__ int popCount(uint32_t bits) { return ::__popc(bits); }
-__device__ __forceinline__ int findFirstSet(uint32_t bits) { return ::__ffs(static_cast<int>(bits)); }
-__device__ __forceinline__ float bitsToFloat(uint32_t bits) { return ::__uint_as_float(bits); }
-__device__ __forceinline__ uint32_t floatToBits(float value) { return ::__float_as_uint(value); }
-__device__ __forceinline__ float fma(float a, float b, float c) { return ::__fmaf_rn(a, b, c); }
+__device__ __forceinline__ int popCount(uint32_t bits) {
+  return ::__popc(bits);
+}
+__device__ __forceinline__ int findFirstSet(uint32_t bits) {
+  return ::__ffs(static_cast<int>(bits));
+}
+__device__ __forceinline__ float bitsToFloat(uint32_t bits) {
+  return ::__uint_as_float(bits);
+}
+__device__ __forceinline__ uint32_t floatToBits(float value) {
+  return ::__float_as_uint(value);
+}
+__device__ __forceinline__ float fma(float a, float b, float c) {
+  return ::__fmaf_rn(a, b, c);
+}
 
 /// Nanoseconds of a clock that every block of the GPU shares; it advances in steps of up to 1 us.
 __device__ __forceinline__ uint64_t nanoseconds() {

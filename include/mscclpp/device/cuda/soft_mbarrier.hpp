@@ -2,8 +2,8 @@
 
 #include <cstdint>
 
-// Hardware bulk copies and mbarriers with byte counts exist from sm_90 on. MSCCLPP_SOFTWARE_BULK forces
-// the software form, so that it can be tested on a newer GPU.
+// Hardware bulk copies and mbarriers with byte counts exist from sm_90 on. MSCCLPP_SOFTWARE_BULK
+// forces the software form, so that it can be tested on a newer GPU.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900 && !defined(MSCCLPP_SOFTWARE_BULK)
 #define MSCCLPP_HARDWARE_BULK 1
 #else
@@ -15,8 +15,8 @@ namespace mscclpp::device {
 inline namespace cuda {
 namespace soft {
 
-// [0,32) bytes still expected (signed: copies may finish before they are announced), [32,46) arrivals
-// missing, [46,60) arrivals per phase, bit 63 the phase.
+// [0,32) bytes still expected (signed: copies may finish before they are announced), [32,46)
+// arrivals missing, [46,60) arrivals per phase, bit 63 the phase.
 __device__ __forceinline__ uint64_t pack(uint32_t bytes, uint32_t missing, uint32_t arrivals,
                                          uint32_t phase) {
   return uint64_t{bytes} | uint64_t{missing} << 32 | uint64_t{arrivals} << 46 |

@@ -12,9 +12,9 @@ namespace mscclpp::device {
 inline namespace cuda {
 namespace detail {
 
-// Polling stays on the flag: the clock is read every 64 polls; the record, which lives in host memory
-// behind PCIe, after the first 64 polls (so that waits that follow a failure end in microseconds) and
-// then every 1024.
+// Polling stays on the flag: the clock is read every 64 polls; the record, which lives in host
+// memory behind PCIe, after the first 64 polls (so that waits that follow a failure end in
+// microseconds) and then every 1024.
 inline constexpr uint32_t kPollsPerTimeCheck = 64;
 inline constexpr uint32_t kPollsPerRecordCheck = 1024;
 
@@ -24,8 +24,9 @@ struct WaitValues {
   uint64_t waitedNs;
 };
 
-/// Claims a record for this GPU. Device scope: system-scope atomics on host memory behind PCIe are not
-/// atomic on every machine. Should the host claim it at the same moment, one of the two is lost.
+/// Claims a record for this GPU. Device scope: system-scope atomics on host memory behind PCIe are
+/// not atomic on every machine. Should the host claim it at the same moment, one of the two is
+/// lost.
 __device__ __forceinline__ bool claimRecord(FailureRecord* record) {
   uint32_t found;
   asm volatile("atom.acq_rel.gpu.cas.b32 %0, [%1], %2, %3;"
@@ -51,8 +52,8 @@ __device__ __noinline__ inline void recordFailure(FailureRecord* record, int32_t
   storeRelease(&record->state, kFailurePublished);
 }
 
-/// Polls until poll() is true; false after the limit (values.waitedNs is set and expired is true) or
-/// when the record says that something failed.
+/// Polls until poll() is true; false after the limit (values.waitedNs is set and expired is true)
+/// or when the record says that something failed.
 template <class Poll>
 __device__ __forceinline__ bool pollUntil(const FailureRecord* record, uint64_t limitNs, Poll poll,
                                           uint64_t& waitedNs, bool& expired) {

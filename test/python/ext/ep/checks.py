@@ -13,6 +13,8 @@ def same(name: str, got: Optional[torch.Tensor], wanted: Optional[torch.Tensor])
         assert got is None, f"{name}: None expected, got {got.shape}"
         return
     assert got is not None, f"{name} is None"
+    if got.is_cuda:  # see Rank.put
+        torch.cuda.current_stream(got.device).synchronize()
     got = got.cpu()
     assert got.dtype == wanted.dtype, f"{name}: dtype {got.dtype}, expected {wanted.dtype}"
     assert got.shape == wanted.shape, f"{name}: {tuple(got.shape)}, expected {tuple(wanted.shape)}"
@@ -95,7 +97,7 @@ def routing_of(layout: tuple, sent: Any) -> dict:
 
 def round_trip(buffer: Any, me: Any, world: World, alignment: int = 1, biases: int = 0) -> Any:
     """Layout, dispatch, experts, combine; everything is compared. Returns the handle."""
-    sent = world.inputs[me.rank].to(me.device)
+    sent = me.put(world.inputs[me.rank])
     got = world.received[me.rank]
     layout = layout_of(buffer, world, sent)
     world.check_layout(me.rank, layout)
@@ -112,7 +114,7 @@ def round_trip(buffer: Any, me: Any, world: World, alignment: int = 1, biases: i
     same("counts on the device", handle.recv_tokens_per_expert, torch.tensor(got.per_expert).int())
     same("recv_source_tokens", handle.recv_source_tokens, got.source_token.int())
 
-    out = world.outputs[me.rank].to(me.device)
+    out = me.put(world.outputs[me.rank])
     bias = (None, sent.bias[0], sent.bias)[biases]
     combined, weights, event = buffer.combine(out, handle, topk_weights=recv_weights, bias=bias)
     assert event.event is None

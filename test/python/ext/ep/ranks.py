@@ -56,6 +56,18 @@ class Rank:
 
             dist.all_gather_object([None] * self.size, None, self.group)
 
+    def put(self, value: Any) -> Any:
+        """A tensor, or Inputs, on this rank's device.
+
+        Not while kernels are pending that wait for another rank: a copy from pageable memory keeps
+        the driver's lock until they are done, and a rank of the same process could not launch.
+        """
+        if self.platform == "cuda":
+            import torch
+
+            torch.cuda.current_stream(self.device).synchronize()
+        return value.to(self.device)
+
     def synchronize(self) -> None:
         """Waits for everything that was enqueued on the device."""
         if self.platform == "cuda":

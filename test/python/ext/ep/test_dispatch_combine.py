@@ -61,12 +61,12 @@ def _cached(me, shape):
         handle = round_trip(buffer, me, world)
         for seed in (1, 2):  # other values, same routing
             other = World(shape, seed, routing_of_seed=0)
-            sent = other.inputs[me.rank].to(me.device)
+            sent = me.put(other.inputs[me.rank])
             result = buffer.dispatch(sent.payload, handle=handle)
             assert result[1:5] == (None, None, None, None)
             assert (type(result[0]) is tuple) == shape.fp8
             other.check_received(me.rank, result[0])
-            combined, _, _ = buffer.combine(other.outputs[me.rank].to(me.device), handle)
+            combined, _, _ = buffer.combine(me.put(other.outputs[me.rank]), handle)
             same("combined_x", combined, other.combined(me.rank))
 
 
@@ -78,7 +78,7 @@ def test_a_handle_replays_the_routing(run_ranks, fp8):
 def _worst(me, shape, worst):
     with me.buffer() as buffer:
         world = World(shape)
-        sent, got = world.inputs[me.rank].to(me.device), world.received[me.rank]
+        sent, got = me.put(world.inputs[me.rank]), world.received[me.rank]
         layout = layout_of(buffer, world, sent)
         for _ in range(2):
             recv_x, idx, weights, counts, handle, _ = buffer.dispatch(
@@ -94,7 +94,7 @@ def _worst(me, shape, worst):
             same("counts", handle.recv_tokens_per_expert, torch.tensor(got.per_expert).int())
             out = torch.full((worst, shape.hidden), float("nan"), dtype=torch.bfloat16)
             out[:n] = world.outputs[me.rank]  # unused rows must not be read into a sum
-            combined, _, _ = buffer.combine(out.to(me.device), handle)
+            combined, _, _ = buffer.combine(me.put(out), handle)
             same("combined_x", combined, world.combined(me.rank))
 
 
@@ -106,7 +106,7 @@ def test_num_worst_tokens(run_ranks, tokens):
 def _expert_map(me, shape, hosts):
     with me.buffer() as buffer:
         world = World(shape, hosts=torch.tensor(hosts))
-        sent, got = world.inputs[me.rank].to(me.device), world.received[me.rank]
+        sent, got = me.put(world.inputs[me.rank]), world.received[me.rank]
         experts = buffer.create_expert_map(hosts)
         layout = layout_of(buffer, world, sent, expert_map=experts)
         world.check_layout(me.rank, layout)
@@ -116,7 +116,7 @@ def _expert_map(me, shape, hosts):
         world.check_received(me.rank, recv_x)
         same("recv_topk_idx", idx, got.topk_idx)
         assert counts == got.per_expert
-        combined, _, _ = buffer.combine(world.outputs[me.rank].to(me.device), handle)
+        combined, _, _ = buffer.combine(me.put(world.outputs[me.rank]), handle)
         same("combined_x", combined, world.combined(me.rank))
 
 
@@ -127,7 +127,7 @@ def test_expert_map(run_ranks):
 def _scales(me, shape):
     world = World(shape)
     with me.buffer() as buffer:
-        sent = world.inputs[me.rank].to(me.device)
+        sent = me.put(world.inputs[me.rank])
         routing = routing_of(layout_of(buffer, world, sent), sent)
         by_columns = sent.scales.t().contiguous().t()
         assert not by_columns.is_contiguous()
@@ -146,13 +146,13 @@ def test_scales_of_any_stride_and_packed(run_ranks):
 def _without_topk(me, shape):
     world = World(shape)
     with me.buffer() as buffer:
-        sent = world.inputs[me.rank].to(me.device)
+        sent = me.put(world.inputs[me.rank])
         routing = routing_of(layout_of(buffer, world, sent), sent)
         routing.update(topk_idx=None, topk_weights=None)
         recv_x, idx, weights, counts, handle, _ = buffer.dispatch(sent.payload, **routing)
         world.check_received(me.rank, recv_x)
         assert idx is None and weights is None
-        combined, weights, _ = buffer.combine(world.outputs[me.rank].to(me.device), handle)
+        combined, weights, _ = buffer.combine(me.put(world.outputs[me.rank]), handle)
         same("combined_x", combined, world.combined(me.rank))
         assert weights is None
 

@@ -2,6 +2,7 @@
 
 import os
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ def ready(solo):
     """A Buffer and everything a good call needs."""
     with solo.buffer() as buffer:
         world = World(SHAPE)
-        sent = world.inputs[0].to(solo.device)
+        sent = solo.put(world.inputs[0])
         routing = routing_of(layout_of(buffer, world, sent), sent)
         handle = buffer.dispatch(sent.x, **routing)[4]
         yield buffer, sent, routing, handle
@@ -153,7 +154,7 @@ def test_a_build_without_cuda_says_so(solo):
 def test_without_memory_nothing_can_be_dispatched(solo):
     with solo.buffer(num_nvl_bytes=0) as buffer:
         world = World(SHAPE)
-        sent = world.inputs[0].to(solo.device)
+        sent = solo.put(world.inputs[0])
         routing = routing_of(layout_of(buffer, world, sent), sent)
         with pytest.raises(ep.EpInvalidArgument, match="num_nvl_bytes"):
             buffer.dispatch(sent.x, **routing)
@@ -191,8 +192,15 @@ def test_after_destroy(solo):
 TWO = Shape((12, 15), hidden=64, topk=2)
 
 
+def _let_cuda_report(me, buffer):
+    """On CUDA a call that does not block reports at the next one; on the CPU it must do so itself."""
+    if me.platform == "cuda":
+        me.synchronize()
+        buffer.runtime.check_health()
+
+
 def _dispatch_args(me, buffer, world):
-    sent = world.inputs[me.rank].to(me.device)
+    sent = me.put(world.inputs[me.rank])
     return sent, routing_of(layout_of(buffer, world, sent), sent)
 
 
@@ -224,8 +232,7 @@ def _unequal(me, what):
         routing["num_worst_tokens"] = 64
     with pytest.raises(ep.EpInvalidArgument, match=r"rank [01] called dispatch.*equal") as caught:
         buffer.dispatch(sent.x, **routing)
-        me.synchronize()
-        buffer.runtime.check_health()
+        _let_cuda_report(me, buffer)
     me.barrier()
     return str(caught.value)
 
@@ -234,6 +241,35 @@ def _unequal(me, what):
 @pytest.mark.parametrize("what", ["hidden", "topk", "worst"])
 def test_unequal_arguments(run_ranks, what):
     run_ranks(_unequal, 2, what)
+
+
+def _join(me, kinds):
+    place = SimpleNamespace(device=torch.device(kinds[me.rank]))
+    with pytest.raises(ep.EpError) as caught:
+        ep.bootstrap.join(me.group, me.comm, None, place, 20)
+    return str(caught.value)
+
+
+@pytest.mark.mp
+def test_unequal_platforms(run_ranks):
+    for text in run_ranks(_join, 2, ["cpu", "cuda"]):
+        assert "on cpu on rank 0 and on cuda on rank 1" in text
+
+
+def _cannot_listen(me):
+    def broken():
+        raise ep.EpSystemError("no socket today")
+
+    with pytest.MonkeyPatch.context() as patch:
+        if me.rank == 0:  # threads share the module, but only rank 0 listens
+            patch.setattr(ep._cpp, "create_unique_id", broken)
+        return _join(me, ["cpu", "cpu"])
+
+
+@pytest.mark.mp
+def test_rank_0_cannot_listen(run_ranks):
+    for text in run_ranks(_cannot_listen, 2):
+        assert text == "rank 0 cannot listen for the others: no socket today"
 
 
 def _unequal_options(me):
@@ -255,7 +291,7 @@ def _absent(me, call):
     buffer = ep.Buffer(me.group, 1 << 20, comm=me.comm, device=me.device, timeout=1.5)
     sent, routing = _dispatch_args(me, buffer, world)
     handle = buffer.dispatch(sent.x, **routing)[4]
-    out = world.outputs[me.rank].to(me.device)
+    out = me.put(world.outputs[me.rank])
     buffer.combine(out, handle)
     me.synchronize()
     if me.rank == 0:
@@ -270,8 +306,7 @@ def _absent(me, call):
             else:
                 event = buffer.combine(out, handle, async_finish=True)[2]
                 event.current_stream_wait()
-            me.synchronize()
-            buffer.runtime.check_health()  # CUDA reports at the next call
+            _let_cuda_report(me, buffer)
         texts.append(str(caught.value))
         assert isinstance(caught.value, TimeoutError) and caught.value.code == "timeout"
         assert 1.0 < time.monotonic() - start < 15
@@ -298,9 +333,8 @@ def _dies(me):
     if me.rank == 1:
         os._exit(3)
     with pytest.raises((ep.EpTimeout, ep.EpPeerFailure), match="rank 1"):
-        buffer.combine(world.outputs[me.rank].to(me.device), handle)
-        me.synchronize()
-        buffer.runtime.check_health()
+        buffer.combine(me.put(world.outputs[me.rank]), handle)
+        _let_cuda_report(me, buffer)
     del buffer  # neither this nor destroy() hangs without the peer
 
 

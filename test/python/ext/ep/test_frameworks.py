@@ -24,7 +24,7 @@ def _group_options(me):
 
 def _vllm(me, shape, async_finish):
     world = World(shape)
-    sent, got = world.inputs[me.rank].to(me.device), world.received[me.rank]
+    sent, got = me.put(world.inputs[me.rank]), world.received[me.rank]
     buffer = ep.Buffer(
         **_group_options(me),
         num_nvl_bytes=1 << 22,
@@ -68,7 +68,7 @@ def _vllm(me, shape, async_finish):
     same("topk_idx", idx, got.topk_idx)
     assert torch.tensor(counts, dtype=torch.int32).sum() == (got.topk_idx >= 0).sum()
     combined, _, event = buffer.combine(
-        x=world.outputs[me.rank].to(me.device),
+        x=me.put(world.outputs[me.rank]),
         handle=handle,
         topk_weights=None,
         config=None if me.size not in (2, 4, 8) else buffer.get_combine_config(me.size),
@@ -96,7 +96,7 @@ class _SglangDispatcher:
 
     def __init__(self, me, buffer, world):
         self.me, self.buffer, self.world = me, buffer, world
-        self.sent = world.inputs[me.rank].to(me.device)
+        self.sent = me.put(world.inputs[me.rank])
 
     def dispatch_a(self):
         self.previous = self.buffer.capture()
@@ -130,7 +130,7 @@ class _SglangDispatcher:
         self.world.check_received(self.me.rank, recv_x)
 
     def combine_a(self):
-        self.out = self.world.outputs[self.me.rank].to(self.me.device)
+        self.out = self.me.put(self.world.outputs[self.me.rank])
         self.previous = self.buffer.capture()
 
     def combine_b(self):
@@ -266,7 +266,7 @@ class FusedCombine(torch.autograd.Function):
 
 def _megatron(me, shape, async_finish, on_comm):
     world = World(shape)
-    sent, got = world.inputs[me.rank].to(me.device), world.received[me.rank]
+    sent, got = me.put(world.inputs[me.rank]), world.received[me.rank]
     # Megatron passes three arguments; the others say where this test's ranks are.
     group = me.group if me.comm is None else None
     buffer = ep.Buffer(group, 1 << 22, 0, comm=me.comm, device=me.device)

@@ -41,9 +41,9 @@ def test_destroy_and_make_again(run_ranks, request):
 def _destroy_in_flight(me):
     world = World(SHAPE)
     buffer = ep.Buffer(me.group, 1 << 22, comm=me.comm, device=me.device, timeout=20)
-    sent = world.inputs[me.rank].to(me.device)
+    sent = me.put(world.inputs[me.rank])
     handle = buffer.dispatch(sent.x, **routing_of(layout_of(buffer, world, sent), sent))[4]
-    out = world.outputs[me.rank].to(me.device)
+    out = me.put(world.outputs[me.rank])
     combined, _, event = buffer.combine(out, handle, async_finish=True)
     buffer.destroy()  # waits for the combine
     assert event.event.query()
@@ -56,14 +56,31 @@ def test_destroy_waits_for_work_in_flight(run_ranks):
     run_ranks(_destroy_in_flight, 2)
 
 
+def _destroy_late(me):
+    buffer = ep.Buffer(me.group, 1 << 20, comm=me.comm, device=me.device, timeout=20)
+    if me.rank == 1:
+        end = time.monotonic() + 0.5
+        while time.monotonic() < end:
+            pass
+    before = time.monotonic()
+    buffer.destroy()
+    return before, time.monotonic()
+
+
+@pytest.mark.mp
+def test_destroy_waits_for_the_others(run_ranks):
+    (_, end_of_0), (start_of_1, _) = run_ranks(_destroy_late, 2)
+    assert end_of_0 >= start_of_1
+
+
 def _dropped(me, explicitly):
     world = World(SHAPE)
     buffer = ep.Buffer(
         me.group, 1 << 22, comm=me.comm, device=me.device, explicitly_destroy=explicitly
     )
-    sent = world.inputs[me.rank].to(me.device)
+    sent = me.put(world.inputs[me.rank])
     handle = buffer.dispatch(sent.x, **routing_of(layout_of(buffer, world, sent), sent))[4]
-    out = world.outputs[me.rank].to(me.device)
+    out = me.put(world.outputs[me.rank])
     combined, _, event = buffer.combine(out, handle, async_finish=True)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -81,6 +98,13 @@ def _dropped(me, explicitly):
 @pytest.mark.parametrize("explicitly", [False, True])
 def test_a_buffer_may_be_dropped(run_ranks, explicitly):
     run_ranks(_dropped, 2, explicitly)
+
+
+def test_dropping_a_buffer_lets_python_run(platform):
+    """Dropping waits for work that may need another Python thread."""
+    if platform == "cuda" and torch.cuda.device_count() == 0:
+        pytest.skip("needs a GPU, found none")
+    run_threads(_dropped, 2, platform, (False,), 60)
 
 
 def _serve(me):
@@ -107,7 +131,7 @@ def test_a_blocking_call_lets_python_run(platform):
 def _late_thread(me):
     world, count = World(SHAPE), 0
     with me.buffer() as buffer:
-        sent = world.inputs[me.rank].to(me.device)
+        sent = me.put(world.inputs[me.rank])
         routing = routing_of(layout_of(buffer, world, sent), sent)
         if me.rank == 1:  # rank 0 sits in dispatch by now, or soon
             end = time.monotonic() + 0.3
@@ -130,7 +154,7 @@ kept = []
 def main(me):
     world = World(Shape((14, 9), hidden=64))
     buffer = ep.Buffer(None, 1 << 22, comm=me.comm, device=me.device)
-    sent = world.inputs[me.rank].to(me.device)
+    sent = me.put(world.inputs[me.rank])
     routing = routing_of(layout_of(buffer, world, sent), sent)
     result = buffer.dispatch(sent.x, async_finish=True, **routing)
     pool = buffer.empty_in_pool((10, 64))

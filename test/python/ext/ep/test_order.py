@@ -37,7 +37,7 @@ def _asynchronous(me, previous, allocate, how):
     with me.buffer() as buffer:
         for seed in range(3):
             world = World(SHAPE, seed)
-            sent, got = world.inputs[me.rank].to(me.device), world.received[me.rank]
+            sent, got = me.put(world.inputs[me.rank]), world.received[me.rank]
             layout = layout_of(buffer, world, sent, **capture())
             first = {"previous_event": layout[4]} if previous else {}
             if not previous:
@@ -49,7 +49,7 @@ def _asynchronous(me, previous, allocate, how):
             world.check_layout(me.rank, layout)
             world.check_received(me.rank, recv_x)
             assert counts == got.per_expert
-            out = world.outputs[me.rank].to(me.device)
+            out = me.put(world.outputs[me.rank])
             combined, weights, event = buffer.combine(out, handle, weights, **capture())
             _wait(event, how)
             same("combined_x", combined, world.combined(me.rank))
@@ -63,19 +63,44 @@ def test_asynchronous_calls(run_ranks, previous, allocate, how):
     run_ranks(_asynchronous, 2, previous, allocate, how)
 
 
+def _does_not_block(me):
+    """Asynchronous calls return before the other ranks have come."""
+    world = World(SHAPE)
+    with me.buffer() as buffer:
+        sent, out = me.put(world.inputs[me.rank]), me.put(world.outputs[me.rank])
+        handle = buffer.dispatch(sent.payload, **routing_of(layout_of(buffer, world, sent), sent))[4]
+        me.synchronize()
+        if me.rank == 1:
+            me.barrier()
+        recv_x, *_, first = buffer.dispatch(sent.payload, handle=handle, async_finish=True)
+        combined, _, second = buffer.combine(out, handle, async_finish=True)
+        if me.rank == 0:
+            assert not first.event.query() and not second.event.query()
+            me.barrier()
+        first.current_stream_wait()
+        second.current_stream_wait()
+        world.check_received(me.rank, recv_x)
+        same("combined_x", combined, world.combined(me.rank))
+
+
+def test_asynchronous_calls_do_not_block(run_ranks):
+    run_ranks(_does_not_block, 2)
+
+
 def _inputs_are_dropped(me):
     """Inputs of an asynchronous call may be dropped and their memory written over at once."""
     world = World(SHAPE)
     with me.buffer() as buffer:
-        sent = world.inputs[me.rank].to(me.device)
+        sent = me.put(world.inputs[me.rank])
         layout = layout_of(buffer, world, sent)
         handle = buffer.dispatch(sent.payload, **routing_of(layout, sent))[4]
+        outputs = me.put(world.outputs[me.rank])
         for _ in range(5):
             x = sent.x.clone()
             recv_x, *_, event = buffer.dispatch(x, handle=handle, async_finish=True)
             del x
             noise = [torch.full_like(sent.x, 7.0) for _ in range(8)]
-            out = world.outputs[me.rank].to(me.device)
+            out = outputs.clone()
             combined, _, event_2 = buffer.combine(out, handle, async_finish=True)
             del out
             noise += [torch.full_like(recv_x, 9.0) for _ in range(8)]
@@ -99,7 +124,7 @@ def _sequence(me, order):
     with me.buffer() as buffer:
         for step in order:
             name, world = step.lower(), worlds[step.lower()]
-            sent = world.inputs[me.rank].to(me.device)
+            sent = me.put(world.inputs[me.rank])
             if step.islower():
                 layout = layout_of(buffer, world, sent)
                 recv_x, *_, handles[name], _ = buffer.dispatch(
@@ -107,7 +132,7 @@ def _sequence(me, order):
                 )
                 world.check_received(me.rank, recv_x)
             else:
-                out = world.outputs[me.rank].to(me.device)
+                out = me.put(world.outputs[me.rank])
                 combined, _, _ = buffer.combine(out, handles[name])
                 same(f"combined_x of {name}", combined, world.combined(me.rank))
 
@@ -120,7 +145,7 @@ def test_sequences(run_ranks, order):
 def _two_buffers(me):
     with me.buffer() as first, me.buffer(num_nvl_bytes=1 << 21) as second:
         a, b = World(SHAPE, 1), World(SHAPE, 2)
-        sent_a, sent_b = a.inputs[me.rank].to(me.device), b.inputs[me.rank].to(me.device)
+        sent_a, sent_b = me.put(a.inputs[me.rank]), me.put(b.inputs[me.rank])
         for _ in range(2):
             la, lb = layout_of(first, a, sent_a), layout_of(second, b, sent_b)
             xa, *_, ha, ea = first.dispatch(
@@ -130,10 +155,10 @@ def _two_buffers(me):
                 sent_b.payload, **routing_of(lb, sent_b), async_finish=True
             )
             cb, _, fb = second.combine(
-                b.outputs[me.rank].to(me.device), hb, previous_event=eb, async_finish=True
+                me.put(b.outputs[me.rank]), hb, previous_event=eb, async_finish=True
             )
             ca, _, fa = first.combine(
-                a.outputs[me.rank].to(me.device), ha, previous_event=ea, async_finish=True
+                me.put(a.outputs[me.rank]), ha, previous_event=ea, async_finish=True
             )
             for event in (ea, eb, fa, fb):
                 event.current_stream_wait()
@@ -142,17 +167,72 @@ def _two_buffers(me):
             same("combined_x of the first", ca, a.combined(me.rank))
             same("combined_x of the second", cb, b.combined(me.rank))
         with pytest.raises(ep.EpInvalidArgument, match="another Buffer"):
-            first.combine(b.outputs[me.rank].to(me.device), hb)
+            first.combine(me.put(b.outputs[me.rank]), hb)
 
 
 def test_two_buffers_side_by_side(run_ranks):
     run_ranks(_two_buffers, 2)
 
 
+def _chain(me):
+    """One Buffer's asynchronous output is the other's input: only the event orders the two."""
+    world = World(SHAPE)
+    with me.buffer() as first, me.buffer() as second:
+        sent = me.put(world.inputs[me.rank])
+        layout = layout_of(first, world, sent)
+        handles = [
+            b.dispatch(sent.payload, **routing_of(layout, sent))[4] for b in (first, second)
+        ]
+        out = me.put(world.outputs[me.rank])
+        wanted = [world.combined(rank) for rank in range(me.size)]
+        got = world.received[me.rank]
+        rows = [wanted[r][t] for r, t in zip(got.source_rank.tolist(), got.source_token.tolist())]
+        me.synchronize()
+        for _ in range(10):
+            combined, _, event = first.combine(out, handles[0], async_finish=True)
+            recv_x, *_, event = second.dispatch(
+                combined, handle=handles[1], previous_event=event, async_finish=True
+            )
+            event.current_stream_wait()
+            same("recv_x", recv_x, torch.stack(rows))
+
+
+def test_previous_event_of_another_buffer(run_ranks):
+    run_ranks(_chain, 2)
+
+
+def _side_stream(me):
+    """previous_event of a stream that is not the current one; the current one is not waited for."""
+    world = World(SHAPE)
+    with me.buffer() as buffer:
+        sent = me.put(world.inputs[me.rank])
+        routing = routing_of(layout_of(buffer, world, sent), sent)
+        handle = buffer.dispatch(sent.payload, **routing)[4]
+        side, x = torch.cuda.Stream(me.device), torch.zeros_like(sent.x)
+        busy = torch.randn(2048, 2048, device=me.device)
+        me.synchronize()
+        for _ in range(3):
+            x.zero_()
+            side.wait_stream(torch.cuda.current_stream(me.device))
+            with torch.cuda.stream(side):
+                for _ in range(10):
+                    busy = (busy @ busy).clamp(-1, 1)
+                x.copy_(sent.x)
+                event = ep.Buffer.capture()
+            recv_x, *_ = buffer.dispatch(x, handle=handle, previous_event=event)
+            world.check_received(me.rank, recv_x)
+
+
+def test_previous_event_of_another_stream(run_ranks, platform):
+    if platform != "cuda":
+        pytest.skip("needs a GPU: the CPU has one stream")
+    run_ranks(_side_stream, 2)
+
+
 def _pool(me):
     world = World(SHAPE)
     with me.buffer() as buffer:
-        sent = world.inputs[me.rank].to(me.device)
+        sent = me.put(world.inputs[me.rank])
         layout = layout_of(buffer, world, sent)
         recv_x, *_, handle, _ = buffer.dispatch(sent.payload, **routing_of(layout, sent))
         assert buffer.in_pool(recv_x)
@@ -160,7 +240,7 @@ def _pool(me):
         out = buffer.empty_in_pool(recv_x.shape)
         assert buffer.in_pool(out) and out.shape == recv_x.shape and out.dtype == torch.bfloat16
         assert buffer.runtime.pool_bytes_free() < free
-        out.copy_(world.outputs[me.rank])
+        out.copy_(me.put(world.outputs[me.rank]))
         ordinary = out.clone()
         assert not buffer.in_pool(ordinary)
         for x in (out, ordinary):
@@ -188,10 +268,10 @@ def _held_outputs(me):
     worlds, held = [World(SHAPE, seed) for seed in range(6)], []
     with me.buffer() as buffer:
         for world in worlds:
-            sent = world.inputs[me.rank].to(me.device)
+            sent = me.put(world.inputs[me.rank])
             layout = layout_of(buffer, world, sent)
             recv_x, *_, handle, _ = buffer.dispatch(sent.payload, **routing_of(layout, sent))
-            out = world.outputs[me.rank].to(me.device)
+            out = me.put(world.outputs[me.rank])
             held.append((recv_x, buffer.combine(out, handle)[0]))
     del buffer, handle
     gc.collect()
