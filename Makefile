@@ -64,7 +64,7 @@ test-python: ## makes .venv, installs the package into it, pytest
 
 wheel: ## a wheel in dist/ for PYTHON=python3; with CUDA if nvcc is here (WHEEL_ARGS passes on)
 	@tools/setup.sh demo
-	$(PYTHON) -m pip wheel . --no-deps -w dist -C build-dir=build/wheel-{cache_tag} $(WHEEL_ARGS)
+	$(PYTHON) -m pip wheel . --no-deps -w dist --config-settings=build-dir=build/wheel-{cache_tag} $(WHEEL_ARGS)
 
 build-cuda: ## compiles the CUDA half for every architecture we claim; runs its tests if there is a GPU
 	@tools/setup.sh test

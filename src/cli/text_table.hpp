@@ -8,11 +8,14 @@
 
 namespace mscclpp::ep::cli {
 
-/// Rows of cells, printed in aligned columns (numbers to the right: everything but the first
-/// column).
+/// Rows of cells, printed in aligned columns: the first `leftColumns` to the left, the others (numbers)
+/// to the right.
 class TextTable {
  public:
-  explicit TextTable(std::vector<std::string> heads) { add(std::move(heads)); }
+  explicit TextTable(std::vector<std::string> heads, std::size_t leftColumns = 1)
+      : leftColumns_(leftColumns) {
+    add(std::move(heads));
+  }
   void add(std::vector<std::string> cells) { rows_.push_back(std::move(cells)); }
   /// Every line starts with `indent` spaces and ends with a newline.
   std::string text(int indent = 2) const;

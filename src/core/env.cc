@@ -5,10 +5,11 @@
 #include <cmath>
 #include <cstdlib>
 #include <fstream>
+#include <utility>
+
 #include <mscclpp/env.hpp>
 #include <mscclpp/errors.hpp>
 #include <mscclpp/platform.hpp>
-#include <utility>
 
 namespace mscclpp {
 
@@ -73,7 +74,8 @@ int cudaMaxConnectionsFrom(const Env::Lookup& lookup) {
 std::chrono::nanoseconds timeoutFrom(const Env::Lookup& lookup) {
   constexpr const char* kName = "MSCCLPP_EP_TIMEOUT";
   const std::string value = text(lookup, kName);
-  const auto seconds = value.empty() ? std::optional(kDefaultTimeoutSeconds) : number<double>(value);
+  const auto seconds =
+      value.empty() ? std::optional(kDefaultTimeoutSeconds) : number<double>(value);
   if (!seconds || !std::isfinite(*seconds) || *seconds < 0 || *seconds > kMaxTimeoutSeconds) {
     refuse(kName, value,
            fmt::format("seconds from 0 (no limit) to {}, such as 2.5", kMaxTimeoutSeconds));

@@ -1,12 +1,13 @@
+#include <atomic>
+#include <memory>
+#include <mutex>
+
 #include <spdlog/logger.h>
 #include <spdlog/sinks/stdout_sinks.h>
 
-#include <atomic>
-#include <memory>
 #include <mscclpp/env.hpp>
 #include <mscclpp/errors.hpp>
 #include <mscclpp/log.hpp>
-#include <mutex>
 
 namespace mscclpp {
 
@@ -14,12 +15,18 @@ namespace {
 
 spdlog::level::level_enum toSpdlog(LogLevel level) noexcept {
   switch (level) {
-    case LogLevel::trace: return spdlog::level::trace;
-    case LogLevel::debug: return spdlog::level::debug;
-    case LogLevel::info: return spdlog::level::info;
-    case LogLevel::warn: return spdlog::level::warn;
-    case LogLevel::error: return spdlog::level::err;
-    case LogLevel::off: return spdlog::level::off;
+    case LogLevel::trace:
+      return spdlog::level::trace;
+    case LogLevel::debug:
+      return spdlog::level::debug;
+    case LogLevel::info:
+      return spdlog::level::info;
+    case LogLevel::warn:
+      return spdlog::level::warn;
+    case LogLevel::error:
+      return spdlog::level::err;
+    case LogLevel::off:
+      return spdlog::level::off;
   }
   return spdlog::level::warn;
 }
@@ -61,7 +68,9 @@ bool enabled(LogLevel level) noexcept {
   }
 }
 
-void setLevel(LogLevel level) { state().logger.set_level(toSpdlog(level)); }
+void setLevel(LogLevel level) {
+  state().logger.set_level(toSpdlog(level));
+}
 
 void setPrefix(const std::string& prefix) {
   const std::lock_guard lock(state().mutex);
@@ -83,6 +92,8 @@ void write(LogLevel level, std::string_view message) noexcept {
 
 }  // namespace log
 
-void reportError(std::string_view message) noexcept { log::write(LogLevel::error, message); }
+void reportError(std::string_view message) noexcept {
+  log::write(LogLevel::error, message);
+}
 
 }  // namespace mscclpp

@@ -4,8 +4,8 @@
 namespace mscclpp {
 
 MemoryChannelHandle MemoryChannel::deviceHandle() const {
-  check(local_ && remote_, ErrorCode::invalidState, "MemoryChannel::deviceHandle: the {} memory is empty",
-        local_ ? "remote" : "local");
+  check(local_ && remote_, ErrorCode::invalidState,
+        "MemoryChannel::deviceHandle: the {} memory is empty", local_ ? "remote" : "local");
   return {.semaphore = semaphore_.deviceHandle(),
           .local = local_.data(),
           .remote = remote_.data(),

@@ -1,8 +1,9 @@
 #include <array>
 #include <cstring>
+#include <utility>
+
 #include <mscclpp/errors.hpp>
 #include <mscclpp/registered_memory.hpp>
-#include <utility>
 
 namespace mscclpp {
 
@@ -30,7 +31,8 @@ RegisteredMemory RegisteredMemory::deserialize(std::shared_ptr<Device> device,
   return import(std::move(device), handle);
 }
 
-RegisteredMemory RegisteredMemory::import(std::shared_ptr<Device> device, const MemoryHandle& handle) {
+RegisteredMemory RegisteredMemory::import(std::shared_ptr<Device> device,
+                                          const MemoryHandle& handle) {
   check(device != nullptr, ErrorCode::invalidArgument, "RegisteredMemory: the device is null");
   RegisteredMemory result;
   result.memory_ = device->importMemory(handle);
@@ -49,7 +51,8 @@ struct Verdict {
 
 }  // namespace
 
-std::vector<RegisteredMemory> exchangeMemories(Bootstrap& bootstrap, const RegisteredMemory& local) {
+std::vector<RegisteredMemory> exchangeMemories(Bootstrap& bootstrap,
+                                               const RegisteredMemory& local) {
   const auto ranks = static_cast<size_t>(bootstrap.size());
   const auto own = static_cast<size_t>(bootstrap.rank());
   std::vector<MemoryHandle> handles(ranks);
@@ -61,7 +64,8 @@ std::vector<RegisteredMemory> exchangeMemories(Bootstrap& bootstrap, const Regis
   std::vector<Verdict> verdicts(ranks);
   for (size_t rank = 0; rank < ranks; ++rank) {
     try {
-      memories[rank] = rank == own && local ? local : RegisteredMemory::import(local.device(), handles[rank]);
+      memories[rank] =
+          rank == own && local ? local : RegisteredMemory::import(local.device(), handles[rank]);
     } catch (const std::exception& error) {
       const std::string text =
           fmt::format("rank {} cannot map the memory of rank {}: {}", own, rank, error.what());

@@ -1,6 +1,7 @@
+#include <utility>
+
 #include <mscclpp/errors.hpp>
 #include <mscclpp/semaphore.hpp>
-#include <utility>
 
 namespace mscclpp {
 
@@ -31,10 +32,12 @@ MemorySemaphore::MemorySemaphore(RegisteredMemory localState, size_t localOffset
       localOffset_(localOffset),
       remoteOffset_(remoteOffset) {
   const auto checkSide = [](const char* side, const RegisteredMemory& memory, size_t offset) {
-    check(memory && offset % 8 == 0 && offset <= memory.size() && kStateBytes <= memory.size() - offset,
-          ErrorCode::invalidArgument,
-          "MemorySemaphore: {} state at offset {} of {} bytes: it needs {} bytes at a multiple of 8", side,
-          offset, memory.size(), kStateBytes);
+    check(
+        memory && offset % 8 == 0 && offset <= memory.size() &&
+            kStateBytes <= memory.size() - offset,
+        ErrorCode::invalidArgument,
+        "MemorySemaphore: {} state at offset {} of {} bytes: it needs {} bytes at a multiple of 8",
+        side, offset, memory.size(), kStateBytes);
   };
   checkSide("local", local_, localOffset_);
   checkSide("remote", remote_, remoteOffset_);
@@ -55,8 +58,8 @@ std::vector<MemorySemaphore> MemorySemaphore::createAll(Bootstrap& bootstrap,
   return semaphores;
 }
 
-MemorySemaphore MemorySemaphore::connect(Bootstrap& bootstrap, std::shared_ptr<Device> device, int peer,
-                                         int tag) {
+MemorySemaphore MemorySemaphore::connect(Bootstrap& bootstrap, std::shared_ptr<Device> device,
+                                         int peer, int tag) {
   const RegisteredMemory state = allocateStates(device, 1);
   const MemoryHandle own = state.handle();
   MemoryHandle theirs{};
@@ -66,7 +69,8 @@ MemorySemaphore MemorySemaphore::connect(Bootstrap& bootstrap, std::shared_ptr<D
 }
 
 MemorySemaphoreHandle MemorySemaphore::deviceHandle() const {
-  check(static_cast<bool>(local_), ErrorCode::invalidState, "MemorySemaphore::deviceHandle: it is empty");
+  check(static_cast<bool>(local_), ErrorCode::invalidState,
+        "MemorySemaphore::deviceHandle: it is empty");
   return {.inbound = wordAt(local_, localOffset_ + kInboundAt),
           .remoteInbound = wordAt(remote_, remoteOffset_ + kInboundAt),
           .outbound = wordAt(local_, localOffset_ + kOutboundAt),

@@ -17,7 +17,7 @@ void arenaRelease(void* memory, size_t bytes);
 
 template <class T>
 struct ArenaAllocator {
-  using value_type = T;
+  using value_type = T;  // NOLINT: the name allocators must have
   ArenaAllocator() = default;
   template <class U>
   ArenaAllocator(const ArenaAllocator<U>&) {}  // NOLINT: conversion is what allocators do

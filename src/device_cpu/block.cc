@@ -125,8 +125,8 @@ Block* createBlock(unsigned threads, size_t shared) {
 }
 
 void resetThread(Fiber& fiber) {
-  fiber.state = ThreadState::Ready;
-  fiber.wait = WaitKind::None;
+  fiber.state = ThreadState::ready;
+  fiber.wait = WaitKind::none;
   fiber.started = false;
   fiber.timedOut = false;
   fiber.handPolled = false;

@@ -47,7 +47,7 @@ bool storesDone(const Fiber* fiber) {
 }
 
 void wakeStoreWaiter(Fiber* fiber) {
-  if (fiber->state == ThreadState::Blocked && fiber->wait == WaitKind::BulkGroup &&
+  if (fiber->state == ThreadState::blocked && fiber->wait == WaitKind::bulkGroup &&
       storesDone(fiber)) {
     wake(fiber);
   }
@@ -210,7 +210,7 @@ void bulkWait(int groupsInFlight, bool readOnly, const Site& site) {
   Fiber* fiber = worker->current;
   fiber->bulkTarget = fiber->bulkGroup - static_cast<uint32_t>(groupsInFlight);
   fiber->bulkReadOnly = readOnly;
-  if (!storesDone(fiber)) block(worker, fiber, WaitKind::BulkGroup, site);
+  if (!storesDone(fiber)) block(worker, fiber, WaitKind::bulkGroup, site);
   raceAcquire(fiber->bulkSync);
 }
 

@@ -41,19 +41,19 @@ Collective* joinCollective(Warp* warp, CollectiveOp op, uint32_t mask, uint32_t 
 
 WaitKind waitKind(CollectiveOp op) {
   switch (op) {
-    case CollectiveOp::Shuffle:
-      return WaitKind::Shuffle;
-    case CollectiveOp::Ballot:
-      return WaitKind::Ballot;
+    case CollectiveOp::shuffle:
+      return WaitKind::shuffle;
+    case CollectiveOp::ballot:
+      return WaitKind::ballot;
     default:
-      return WaitKind::SyncWarp;
+      return WaitKind::syncWarp;
   }
 }
 
 uint64_t readResult(const Collective& collective, CollectiveOp op, unsigned sourceLane) {
-  if (op == CollectiveOp::Shuffle) return collective.values[sourceLane];
+  if (op == CollectiveOp::shuffle) return collective.values[sourceLane];
   uint64_t result = 0;
-  if (op == CollectiveOp::Ballot) {
+  if (op == CollectiveOp::ballot) {
     for (uint32_t lanes = collective.arrived; lanes != 0; lanes &= lanes - 1) {
       const int lane = std::countr_zero(lanes);
       if (collective.values[lane] != 0) result |= uint64_t{1} << lane;
@@ -103,16 +103,16 @@ uint64_t warpCollective(CollectiveOp op, uint32_t mask, uint64_t value, unsigned
   }
   collective->values[fiber->lane] = value;
   collective->arrived |= bit;
-  if (op == CollectiveOp::Sync) raceRelease(collective->values);
+  if (op == CollectiveOp::sync) raceRelease(collective->values);
   if (collective->arrived == (mask & ~warp->exited)) {
     completeCollective(warp, *collective, fiber);
   } else {
     fiber->address = collective;
     block(worker, fiber, waitKind(op), site);
   }
-  if (op == CollectiveOp::Sync) {
+  if (op == CollectiveOp::sync) {
     raceAcquire(collective->values);
-  } else if (op == CollectiveOp::Shuffle && (collective->arrived >> sourceLane & 1u) == 0) {
+  } else if (op == CollectiveOp::shuffle && (collective->arrived >> sourceLane & 1u) == 0) {
     failFiber("shuffle: the source lane does not take part", nullptr, site);
   }
   const uint64_t result = readResult(*collective, op, sourceLane);
@@ -157,7 +157,7 @@ void barrier(int id, int threads, bool wait, const Site& site) {
     (state.lastWaiter == nullptr ? state.firstWaiter : state.lastWaiter->nextWaiter) = fiber;
     state.lastWaiter = fiber;
     fiber->address = &state;
-    detail::block(worker, fiber, WaitKind::Barrier, site);
+    detail::block(worker, fiber, WaitKind::barrier, site);
   }
   if (wait) raceAcquire(sync);
 }
@@ -165,7 +165,7 @@ void barrier(int id, int threads, bool wait, const Site& site) {
 void finishThread(Worker* worker, Fiber* fiber) {
   Block* block = fiber->block;
   Warp* warp = fiber->warp;
-  fiber->state = ThreadState::Done;
+  fiber->state = ThreadState::done;
   warp->exited |= 1u << fiber->lane;
   for (unsigned i = 0; i < kWarpLanes; ++i) {
     Collective& collective = warp->collectives[i];

@@ -148,7 +148,7 @@ bool mbarrierWait(void* barrier, unsigned parity, const MbarrierWait& wait, cons
       if (fiber->nextTimed != nullptr) fiber->nextTimed->previousTimed = fiber;
       worker->firstTimed = fiber;
     }
-    block(worker, fiber, WaitKind::Mbarrier, site);
+    block(worker, fiber, WaitKind::mbarrier, site);
     if (fiber->timedOut) {
       waitedNs = nanoseconds() - start;
       return false;

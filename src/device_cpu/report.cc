@@ -62,27 +62,27 @@ WaitText describeBarrier(const Fiber* fiber) {
 WaitText describeBlocked(const Fiber* fiber) {
   const std::string at = " at " + describeSite(fiber->site);
   switch (fiber->wait) {
-    case WaitKind::Barrier:
+    case WaitKind::barrier:
       return describeBarrier(fiber);
-    case WaitKind::Mbarrier:
+    case WaitKind::mbarrier:
       return {"waitParity on mbarrier " + describeAddress(fiber->block, fiber->address) + at, ""};
-    case WaitKind::BulkGroup:
+    case WaitKind::bulkGroup:
       return {(fiber->bulkReadOnly ? "bulkWaitRead" : "bulkWait") + at, ""};
     default:
       break;
   }
   const auto* collective = static_cast<const Collective*>(fiber->address);
-  const char* name = fiber->wait == WaitKind::Shuffle  ? "shuffle"
-                     : fiber->wait == WaitKind::Ballot ? "ballot"
+  const char* name = fiber->wait == WaitKind::shuffle  ? "shuffle"
+                     : fiber->wait == WaitKind::ballot ? "ballot"
                                                        : "syncWarp";
   return {name + at, format("lanes 0x%08x of 0x%08x arrived", collective->arrived,
                             collective->mask & ~fiber->warp->exited)};
 }
 
 WaitText describeWait(const Fiber* fiber) {
-  if (fiber->state == ThreadState::Blocked) return describeBlocked(fiber);
-  if (fiber->state == ThreadState::Polling) return describePolling(fiber);
-  if (fiber->state == ThreadState::Running) return {"failed here", ""};
+  if (fiber->state == ThreadState::blocked) return describeBlocked(fiber);
+  if (fiber->state == ThreadState::polling) return describePolling(fiber);
+  if (fiber->state == ThreadState::running) return {"failed here", ""};
   return {fiber->started ? "can run" : "not started", ""};
 }
 
@@ -97,7 +97,7 @@ void addBlock(const Block* block, std::vector<Line>& lines) {
   const std::string place = format("rank %d block %u: ", block->grid->stream->rank, block->index);
   for (unsigned i = 0; i < block->threads; ++i) {
     const Fiber* fiber = block->fibers + i;
-    if (fiber->state == ThreadState::Done) continue;
+    if (fiber->state == ThreadState::done) continue;
     const WaitText text = describeWait(fiber);
     const std::string what = place + text.what;
     size_t found = first;

@@ -13,7 +13,6 @@ namespace {
 
 thread_local Worker* threadWorker = nullptr;
 
-constexpr unsigned kCallsPerTurn = 256;  // a thread that waits for nothing gives way after so many
 constexpr uint64_t kStepsPerTimeCheck = 4096;
 constexpr unsigned kYieldRounds = 64;  // idle rounds before sleeping
 constexpr uint64_t kMinSleepNs = 1000;
@@ -34,7 +33,7 @@ Fiber* takeLane(Worker* worker, Warp* warp, unsigned lane) {
     --worker->pollingCount;
   }
   Fiber* fiber = warp->lanes + lane;
-  fiber->state = ThreadState::Running;
+  fiber->state = ThreadState::running;
   fiber->sinceYield = 0;
   worker->current = fiber;
   return fiber;
@@ -291,8 +290,8 @@ void enqueueWarp(Worker* worker, Warp* warp) {
 void wake(Fiber* fiber) {
   Block* block = fiber->block;
   Worker* worker = block->worker;
-  fiber->state = ThreadState::Ready;
-  fiber->wait = WaitKind::None;
+  fiber->state = ThreadState::ready;
+  fiber->wait = WaitKind::none;
   ++block->active;
   ++worker->readyCount;
   fiber->warp->ready |= 1u << fiber->lane;
@@ -300,7 +299,7 @@ void wake(Fiber* fiber) {
 }
 
 void block(Worker* worker, Fiber* fiber, WaitKind wait, const Site& site) {
-  fiber->state = ThreadState::Blocked;
+  fiber->state = ThreadState::blocked;
   fiber->wait = wait;
   fiber->site = site;
   if (--fiber->block->active == 0) worker->suspect = fiber->block;
@@ -308,7 +307,7 @@ void block(Worker* worker, Fiber* fiber, WaitKind wait, const Site& site) {
 }
 
 void giveWay(Worker* worker, Fiber* fiber) {
-  fiber->state = ThreadState::Ready;
+  fiber->state = ThreadState::ready;
   ++worker->readyCount;
   fiber->warp->later |= 1u << fiber->lane;
   leave(worker, fiber);
@@ -324,7 +323,7 @@ void pollAgain(Worker* worker, Fiber* fiber) {
     fiber->polledAt = worker->activity;
     ++worker->polledCount;
   }
-  fiber->state = ThreadState::Polling;
+  fiber->state = ThreadState::polling;
   ++worker->pollingCount;
   fiber->warp->polling |= 1u << fiber->lane;
   leave(worker, fiber);
@@ -334,52 +333,6 @@ void leaveFinished(Worker* worker, Fiber* fiber) {
   leave(worker, fiber);
 }
 
-namespace {
-
-void mayYield(Worker* worker, Fiber* fiber) {
-  const int percent = runtime().config.preemptPercent;
-  if ((percent != 0 && static_cast<int>(randomNumber(worker) % 100) < percent) ||
-      ++fiber->sinceYield > kCallsPerTurn) {
-    giveWay(worker, fiber);
-  }
-}
-
-}  // namespace
-
-void beforeAtomicUpdate() {
-  Worker* worker = currentWorker();
-  if (worker == nullptr) return;  // a host thread
-  Fiber* fiber = worker->current;
-  if (fiber == nullptr || fiber->polling != nullptr) return;
-  fiber->lastLoad = nullptr;
-  if (fiber->handPolled) {
-    fiber->handPolled = false;
-    ++worker->activity;
-  }
-  mayYield(worker, fiber);
-}
-
-void beforeAtomicLoad(const void* address) {
-  Worker* worker = currentWorker();
-  if (worker == nullptr) return;
-  Fiber* fiber = worker->current;
-  if (fiber == nullptr || fiber->polling != nullptr) return;
-  const bool same = fiber->lastLoad == address;
-  // Inside a hand-written loop only the polls below give way: being preempted would look like
-  // progress.
-  if (!(same && fiber->handPolled)) mayYield(worker, fiber);
-  fiber->sameLoads = same ? static_cast<uint16_t>(fiber->sameLoads + 1) : uint16_t{0};
-  fiber->lastLoad = address;
-  if (fiber->sameLoads < kCallsPerTurn) return;
-  // A hand-written loop on one address: let the others run as a wait primitive would.
-  fiber->sameLoads = 0;
-  fiber->handPolled = true;
-  fiber->handPolling = Polling{};
-  fiber->handPolling.address = address;
-  fiber->polling = &fiber->handPolling;
-  pollAgain(worker, fiber);
-  fiber->polling = nullptr;
-}
 bool runManually(Worker* worker) {
   Runtime& rt = runtime();
   adoptThread(worker->main);

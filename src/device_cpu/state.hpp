@@ -33,8 +33,8 @@ struct Grid;
 struct Worker;
 struct BulkOp;
 
-enum class ThreadState : uint8_t { Idle, Ready, Running, Polling, Blocked, Done };
-enum class WaitKind : uint8_t { None, Shuffle, Ballot, SyncWarp, Barrier, Mbarrier, BulkGroup };
+enum class ThreadState : uint8_t { idle, ready, running, polling, blocked, done };
+enum class WaitKind : uint8_t { none, shuffle, ballot, syncWarp, barrier, mbarrier, bulkGroup };
 
 /// One kernel thread.
 struct Fiber : Context {
@@ -42,8 +42,8 @@ struct Fiber : Context {
   Warp* warp = nullptr;
   uint16_t thread = 0;
   uint8_t lane = 0;
-  ThreadState state = ThreadState::Idle;
-  WaitKind wait = WaitKind::None;  // while Blocked
+  ThreadState state = ThreadState::idle;
+  WaitKind wait = WaitKind::none;  // while Blocked
   bool started = false;            // in this launch
   bool timedOut = false;
   bool bulkReadOnly = false;  // BulkGroup: only the reads matter
@@ -74,7 +74,7 @@ struct Collective {
   uint32_t mask = 0;
   uint32_t arrived = 0;
   uint32_t toRead = 0;
-  CollectiveOp op = CollectiveOp::Sync;
+  CollectiveOp op = CollectiveOp::sync;
   bool live = false;
   bool complete = false;
 };
@@ -226,7 +226,7 @@ class EventRecord {
 };
 
 struct StreamOp : ArenaObject {
-  enum class Kind : uint8_t { Kernel, Host, Record, Wait };
+  enum class Kind : uint8_t { kernel, host, record, wait };
   Kind kind;
   StreamOp* next = nullptr;
   Grid* grid = nullptr;

@@ -39,7 +39,7 @@ int Stream::rank() const {
 
 void Stream::enqueueHost(std::function<void()> action) {
   auto op = std::make_unique<detail::StreamOp>();
-  op->kind = detail::StreamOp::Kind::Host;
+  op->kind = detail::StreamOp::Kind::host;
   op->action = std::move(action);
   detail::enqueue(state_.get(), std::move(op));
 }
@@ -97,7 +97,7 @@ void Event::record(Stream& stream) {
   auto record =
       std::allocate_shared<detail::EventRecord>(detail::ArenaAllocator<detail::EventRecord>{});
   auto op = std::make_unique<detail::StreamOp>();
-  op->kind = detail::StreamOp::Kind::Record;
+  op->kind = detail::StreamOp::Kind::record;
   op->event = record;
   detail::enqueue(&stream.state(), std::move(op));
   detail::WordLock lock(lock_);
@@ -108,7 +108,7 @@ void Event::streamWait(Stream& stream) {
   auto record = current();
   if (record == nullptr) return;
   auto op = std::make_unique<detail::StreamOp>();
-  op->kind = detail::StreamOp::Kind::Wait;
+  op->kind = detail::StreamOp::Kind::wait;
   op->event = std::move(record);
   detail::enqueue(&stream.state(), std::move(op));
 }

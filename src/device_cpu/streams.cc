@@ -136,19 +136,19 @@ void runHostAction(StreamState* stream, StreamOp* op) {
 bool startOperation(Worker* worker, StreamState* stream, StreamOp* op) {
   Runtime& rt = runtime();
   switch (op->kind) {
-    case StreamOp::Kind::Kernel:
+    case StreamOp::Kind::kernel:
       startGrid(worker, stream, op->grid);
       return false;
-    case StreamOp::Kind::Host:
+    case StreamOp::Kind::host:
       runHostAction(stream, op);
       return !rt.failing.load();
-    case StreamOp::Kind::Record: {
+    case StreamOp::Kind::record: {
       inStreamContext(stream, [&] { raceRelease(op->event->sync); });
       WordLock lock(rt.lock);
       completeEvent(*op->event, {});
       return true;
     }
-    case StreamOp::Kind::Wait: {
+    case StreamOp::Kind::wait: {
       {
         WordLock lock(rt.lock);
         EventRecord& record = *op->event;
@@ -232,7 +232,7 @@ void dropOperations(StreamState* stream, const ArenaString& why) {
     stream->parked = false;
   }
   while (stream->first != nullptr) {
-    if (stream->first->kind == StreamOp::Kind::Record) completeEvent(*stream->first->event, why);
+    if (stream->first->kind == StreamOp::Kind::record) completeEvent(*stream->first->event, why);
     popFirst(stream);
   }
   becomeIdle(stream);
@@ -270,7 +270,7 @@ void launchGrid(NativeStream stream, const GridRequest& request) {
          shape.sharedBytes, kMaxSharedBytes);
   }
   auto op = std::make_unique<StreamOp>();
-  op->kind = StreamOp::Kind::Kernel;
+  op->kind = StreamOp::Kind::kernel;
   op->grid = new Grid;
   op->grid->stream = &stream->state();
   op->grid->request = request;

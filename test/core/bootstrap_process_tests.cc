@@ -1,11 +1,13 @@
 // TcpBootstrap with ranks as processes, some of which die.
-#include <gtest/gtest.h>
 #include <signal.h>
 
 #include <memory>
+#include <vector>
+
+#include <gtest/gtest.h>
+
 #include <mscclpp/bootstrap.hpp>
 #include <mscclpp/errors.hpp>
-#include <vector>
 
 #include "core/processes.hpp"
 #include "core/ranks.hpp"
@@ -77,12 +79,17 @@ void expectDeathIsNamed(int victim) {
   // And it stays said.
   const int other = victim == 3 ? 2 : 3;
   ranks[static_cast<size_t>(other)].tell("barrier");
-  EXPECT_TRUE(ranks[static_cast<size_t>(other)].hear().starts_with(fmt::format("peer {} ", victim)));
+  EXPECT_TRUE(
+      ranks[static_cast<size_t>(other)].hear().starts_with(fmt::format("peer {} ", victim)));
 }
 
-TEST(BootstrapProcess, ARankThatDiesIsNamedOnEveryRank) { expectDeathIsNamed(2); }
+TEST(BootstrapProcess, ARankThatDiesIsNamedOnEveryRank) {
+  expectDeathIsNamed(2);
+}
 
-TEST(BootstrapProcess, RankZeroThatDiesIsNamedOnEveryRank) { expectDeathIsNamed(0); }
+TEST(BootstrapProcess, RankZeroThatDiesIsNamedOnEveryRank) {
+  expectDeathIsNamed(0);
+}
 
 TEST(BootstrapProcess, AnIdleGroupLearnsOfADeathAtItsNextCall) {
   auto ranks = startGroup(3);

@@ -1,15 +1,15 @@
 // TcpBootstrap and CallbackBootstrap with ranks as threads.
-#include <mscclpp/bootstrap.hpp>
-
-#include <gtest/gtest.h>
-
 #include <algorithm>
 #include <barrier>
 #include <cstring>
 #include <memory>
+#include <random>
+
+#include <gtest/gtest.h>
+
+#include <mscclpp/bootstrap.hpp>
 #include <mscclpp/errors.hpp>
 #include <mscclpp/log.hpp>
-#include <random>
 
 #include "core/ranks.hpp"
 
@@ -110,7 +110,8 @@ TEST(TcpBootstrap, LargeAndEmptyMessagesAndToOneself) {
     int own = -1;
     group.recv(&own, sizeof(own), rank, 5);
     EXPECT_EQ(own, rank);
-    EXPECT_EQ(static_cast<size_t>(std::ranges::count(in, static_cast<char>('a' + peer))), in.size());
+    EXPECT_EQ(static_cast<size_t>(std::ranges::count(in, static_cast<char>('a' + peer))),
+              in.size());
     std::vector<char> all(2 * out.size());
     std::memcpy(all.data() + static_cast<size_t>(rank) * out.size(), out.data(), out.size());
     group.allGather(all.data(), out.size());
@@ -160,10 +161,12 @@ TEST(TcpBootstrap, RefusesBadArguments) {
   expectError(ErrorCode::invalidArgument, {"-5 ms"}, [&] { TcpBootstrap(0, 1, id, -5ms); });
   TcpBootstrap group(0, 1, id, 1s);
   int value = 0;
-  expectError(ErrorCode::invalidArgument, {"peer 1", "0 to 0"}, [&] { group.send(&value, 4, 1, 0); });
+  expectError(ErrorCode::invalidArgument, {"peer 1", "0 to 0"},
+              [&] { group.send(&value, 4, 1, 0); });
   expectError(ErrorCode::invalidArgument, {"peer -1"}, [&] { group.recv(&value, 4, -1, 0); });
   std::vector<int> tooMany(2);
-  expectError(ErrorCode::invalidArgument, {"2 elements", "1 ranks"}, [&] { group.allGather(tooMany); });
+  expectError(ErrorCode::invalidArgument, {"2 elements", "1 ranks"},
+              [&] { group.allGather(tooMany); });
   expectError(ErrorCode::invalidArgument, {"at most"},
               [&] { group.allGather(static_cast<void*>(&value), size_t{1} << 40); });
 }
@@ -303,7 +306,8 @@ TEST(TcpBootstrap, ARankThatLeftIsNamed) {
     }
     expectError<PeerError>(ErrorCode::peerFailure, {"rank 2 of 3 has left"},
                            [&] { group->recv(&value, 4, 2, 0); });
-    expectError<PeerError>(ErrorCode::peerFailure, {"rank 2 of 3 has left"}, [&] { group->barrier(); });
+    expectError<PeerError>(ErrorCode::peerFailure, {"rank 2 of 3 has left"},
+                           [&] { group->barrier(); });
     gone.arrive_and_wait();
   });
 }
@@ -320,6 +324,17 @@ TEST(TcpBootstrap, RankZeroLeavingIsNamedToo) {
         EXPECT_EQ(error.rank(), 0) << error.what();
       }
     }
+  });
+}
+
+TEST(TcpBootstrap, WhatRankZeroSendsBeforeItLeavesArrives) {
+  const UniqueId id = TcpBootstrap::createUniqueId();
+  runRanks(2, [&](int rank) {
+    TcpBootstrap group(rank, 2, id, kLongTimeout);
+    std::vector<char> data(16 << 20, rank == 0 ? 'z' : '.');
+    if (rank == 0) return group.send(data.data(), data.size(), 1, 0);
+    group.recv(data.data(), data.size(), 0, 0);
+    EXPECT_EQ(static_cast<size_t>(std::ranges::count(data, 'z')), data.size());
   });
 }
 
@@ -378,7 +393,8 @@ TEST(CallbackBootstrap, ReportsWhatItCannotDo) {
   CallbackBootstrap group(0, 1, [](void*, size_t) {});
   expectError(ErrorCode::unsupported, {"cannot send"}, [&] { group.send(nullptr, 0, 0, 0); });
   expectError(ErrorCode::unsupported, {"cannot receive"}, [&] { group.recv(nullptr, 0, 0, 0); });
-  expectError(ErrorCode::invalidArgument, {"callback is empty"}, [] { CallbackBootstrap(0, 1, {}); });
+  expectError(ErrorCode::invalidArgument, {"callback is empty"},
+              [] { CallbackBootstrap(0, 1, {}); });
   expectError(ErrorCode::invalidArgument, {"rank 2 of 2"},
               [] { CallbackBootstrap(2, 2, [](void*, size_t) {}); });
 }

@@ -16,10 +16,13 @@ __device__ inline char pattern(uint32_t round, int32_t sender, uint64_t i) {
   return static_cast<char>(round * 31u + static_cast<uint32_t>(sender) * 101u + i * 7u);
 }
 
-__device__ inline void countError(uint32_t* errors) { device::fetchAddLocalRelaxed(errors, 1u); }
+__device__ inline void countError(uint32_t* errors) {
+  device::fetchAddLocalRelaxed(errors, 1u);
+}
 
 /// Takes one message of `round` out of the inbox and counts its wrong bytes.
-__device__ inline void receive(MemoryChannelDevice& channel, const PingPongArgs& args, uint32_t round) {
+__device__ inline void receive(MemoryChannelDevice& channel, const PingPongArgs& args,
+                               uint32_t round) {
   if (threadIndex() == 0) {
     const auto what = static_cast<uint32_t>(args.rank == 0 ? WaitedFor::pong : WaitedFor::ping);
     if (!channel.wait(args.control, {what, 1 - args.rank})) countError(args.errors);
@@ -37,7 +40,8 @@ __device__ inline void receive(MemoryChannelDevice& channel, const PingPongArgs&
   device::syncBlock();
 }
 
-__device__ inline void transmit(MemoryChannelDevice& channel, const PingPongArgs& args, uint32_t round) {
+__device__ inline void transmit(MemoryChannelDevice& channel, const PingPongArgs& args,
+                                uint32_t round) {
   for (uint64_t i = threadIndex(); i < args.bytes; i += blockSize()) {
     channel.handle.local[args.outbox + i] = pattern(round, args.rank, i);
   }
@@ -83,9 +87,11 @@ __device__ inline void self(const SelfArgs& args) {
 __device__ inline void stuck(const SelfArgs& args) {
   MemoryChannelDevice channel(args.channel);
   if (threadIndex() != 0) return;
-  if (!channel.wait(args.control, {static_cast<uint32_t>(WaitedFor::never), 5})) countError(args.errors);
+  if (!channel.wait(args.control, {static_cast<uint32_t>(WaitedFor::never), 5}))
+    countError(args.errors);
   // Failures stick: the second wait gives up at once.
-  if (!channel.wait(args.control, {static_cast<uint32_t>(WaitedFor::ping), 6})) countError(args.errors);
+  if (!channel.wait(args.control, {static_cast<uint32_t>(WaitedFor::ping), 6}))
+    countError(args.errors);
 }
 
 }  // namespace mscclpp::test::MSCCLPP_PLATFORM_NS

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+
 #include <mscclpp/failure.hpp>
 #include <mscclpp/memory_channel_handle.hpp>
 #include <mscclpp/platform.hpp>
@@ -23,7 +24,7 @@ struct PingPongArgs {
   uint32_t* errors;  ///< wrong bytes and failed waits
   int32_t rank;      ///< 0 starts
   uint32_t rounds;
-  uint32_t useGet;   ///< the receiver gets, instead of the sender putting
+  uint32_t useGet;  ///< the receiver gets, instead of the sender putting
 };
 
 /// For one rank that is its own peer.

@@ -9,7 +9,9 @@ namespace {
 
 constexpr device::LaunchShape kShape{.blocks = 1, .threads = kChannelThreads};
 
-device::NativeStream nativeOf(Stream& stream) { return static_cast<device::NativeStream>(stream.native()); }
+device::NativeStream nativeOf(Stream& stream) {
+  return static_cast<device::NativeStream>(stream.native());
+}
 
 }  // namespace
 

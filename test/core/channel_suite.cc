@@ -1,6 +1,7 @@
 #include "core/channel_suite.hpp"
 
 #include <atomic>
+
 #include <mscclpp/bootstrap.hpp>
 #include <mscclpp/errors.hpp>
 #include <mscclpp/memory_channel.hpp>
@@ -43,7 +44,8 @@ MemoryChannel channelTo(Bootstrap& group, const std::shared_ptr<Device>& device,
   return {semaphores[static_cast<size_t>(peer)], local, memories[static_cast<size_t>(peer)]};
 }
 
-/// One rank of a pair; returns the number of wrong bytes and failed waits. Collective over the pair.
+/// One rank of a pair; returns the number of wrong bytes and failed waits. Collective over the
+/// pair.
 uint32_t runPingPong(Bootstrap& group, const std::shared_ptr<Device>& device, const Shape& shape) {
   const int rank = group.rank();
   const MemoryChannel channel = channelTo(group, device, 1 - rank);
@@ -78,9 +80,13 @@ void pingPongOfThreads(Platform platform, const Shape& shape) {
   });
 }
 
-TEST_P(ChannelSuite, PutSignalWaitPingPong) { pingPongOfThreads(GetParam(), {}); }
+TEST_P(ChannelSuite, PutSignalWaitPingPong) {
+  pingPongOfThreads(GetParam(), {});
+}
 
-TEST_P(ChannelSuite, GetPingPong) { pingPongOfThreads(GetParam(), {.useGet = true}); }
+TEST_P(ChannelSuite, GetPingPong) {
+  pingPongOfThreads(GetParam(), {.useGet = true});
+}
 
 TEST_P(ChannelSuite, OffsetsAndSizesOfAnyAlignment) {
   pingPongOfThreads(GetParam(), {.bytes = 4095, .inbox = 16, .outbox = 8192, .rounds = 3});
@@ -97,7 +103,8 @@ TEST_P(ChannelSuite, AllPairsOfFourRanksAtOnce) {
     const auto device = Device::open(GetParam(), rank % Device::count(GetParam()));
     // In step s the partner of r is r ^ s; every step has memory and semaphores of its own.
     std::vector<MemoryChannel> channels;
-    for (int step = 1; step < kRanks; ++step) channels.push_back(channelTo(group, device, rank ^ step));
+    for (int step = 1; step < kRanks; ++step)
+      channels.push_back(channelTo(group, device, rank ^ step));
     Report report(*device);
     prepareChannelKernels(*device);
     group.barrier();
@@ -128,7 +135,8 @@ TEST_P(ChannelSuite, PollReadAndWriteToOneself) {
   Report report(*device_);
   Stream stream = device_->createStream();
   prepareChannelKernels(*device_);
-  launchSelf(*device_, stream, {channel.deviceHandle(), {report.record, kLimitNs, 0}, report.errors});
+  launchSelf(*device_, stream,
+             {channel.deviceHandle(), {report.record, kLimitNs, 0}, report.errors});
   stream.synchronize();
   EXPECT_EQ(*report.errors, 0u);
   EXPECT_FALSE(failurePublished(*report.record));
@@ -142,7 +150,8 @@ TEST_P(ChannelSuite, ASignalThatNeverComesIsReportedWithinTheLimit) {
   Stream stream = device_->createStream();
   prepareChannelKernels(*device_);
   constexpr uint64_t kShort = 50'000'000;
-  launchStuck(*device_, stream, {channel.deviceHandle(), {report.record, kShort, 4}, report.errors});
+  launchStuck(*device_, stream,
+              {channel.deviceHandle(), {report.record, kShort, 4}, report.errors});
   stream.synchronize();
   EXPECT_EQ(*report.errors, 2u) << "both waits must say that they failed";
   ASSERT_TRUE(failurePublished(*report.record));

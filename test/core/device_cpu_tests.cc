@@ -4,9 +4,13 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <atomic>
+#include <chrono>
+#include <set>
+#include <thread>
+
 #include <mscclpp/device/cpu/runtime.hpp>
 #include <mscclpp/errors.hpp>
-#include <set>
 
 #include "core/device_suite.hpp"
 #include "core/processes.hpp"
@@ -28,7 +32,8 @@ TEST(Platform, NamesRoundTrip) {
 
 TEST(Platform, CudaThatIsNotThereIsAClearError) {
   if (Device::count(Platform::cuda) != 0) GTEST_SKIP() << "this machine has a GPU";
-  expectError(ErrorCode::unsupported, {"cuda device 0", "cpu"}, [] { Device::open(Platform::cuda, 0); });
+  expectError(ErrorCode::unsupported, {"cuda device 0", "cpu"},
+              [] { Device::open(Platform::cuda, 0); });
 }
 
 class CpuDevice : public testing::Test {
@@ -58,15 +63,35 @@ TEST_F(CpuDevice, WaitingOnTheHostStreamBlocksTheThread) {
   Stream host = device_->borrowStream(nullptr);
   Stream stream = device_->createStream();
   std::atomic<bool> done = false;
-  std::promise<void> aboutToWait;
   stream.runOnHost([&] {
-    aboutToWait.get_future().wait();
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));  // work that takes its time
     done = true;
   });
-  const Event event = stream.record();
-  aboutToWait.set_value();
-  host.wait(event);
+  host.wait(stream.record());
   EXPECT_TRUE(done);
+}
+
+TEST_F(CpuDevice, AnEventOrdersTwoStreamsInAnySchedule) {
+  using device::cpu::Manual;
+  using device::cpu::RuntimeConfig;
+  for (uint64_t seed = 1; seed <= 20; ++seed) {
+    Manual manual(RuntimeConfig::testing(seed, true));
+    Stream second = device_->createStream();  // older than the one that it waits for
+    Stream first = device_->createStream();
+    std::string order;
+    first.runOnHost([&] { order += "first "; });
+    second.wait(first.record());
+    second.runOnHost([&] { order += "second "; });
+    ASSERT_TRUE(manual.runAll()) << manual.lastFailure();
+    ASSERT_EQ(order, "first second ") << "with seed " << seed;
+  }
+}
+
+TEST_F(CpuDevice, MoreMemoryThanTheHostHasIsRefused) {
+  const auto physical =
+      static_cast<size_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  expectError(ErrorCode::outOfMemory, {std::to_string(2 * physical), "of memory in all"},
+              [&] { device_->allocateExportable(2 * physical); });
 }
 
 TEST_F(CpuDevice, EventsOfTheHostAreTimed) {
@@ -84,7 +109,8 @@ TEST_F(CpuDevice, AFailedStreamIsReportedAndFreesItsMemory) {
   Stream stream = device_->createStream();
   void* const memory = device_->allocate(1000, stream);
   stream.runOnHost([] { fail(ErrorCode::internal, "planted failure"); });
-  device_->release(memory, stream);  // dropped with the stream's work; ASan sees a leak or a double free
+  device_->release(memory,
+                   stream);  // dropped with the stream's work; ASan sees a leak or a double free
   expectError(ErrorCode::internal, {"planted failure"}, [&] { stream.synchronize(); });
   expectError(ErrorCode::internal, {"planted failure"}, [&] { device_->checkAsyncErrors(); });
   static_cast<device::cpu::Stream*>(stream.native())->clearFailure();

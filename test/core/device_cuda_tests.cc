@@ -2,8 +2,9 @@
 #include <cuda_runtime_api.h>
 
 #include <cstdlib>
-#include <mscclpp/errors.hpp>
 #include <sstream>
+
+#include <mscclpp/errors.hpp>
 
 #include "core/channel_kernels.hpp"
 #include "core/device_suite.hpp"

@@ -1,15 +1,16 @@
 // The conformance suite of Device, Stream and Event: one suite, instantiated for each platform.
 #pragma once
 
-#include <gtest/gtest.h>
-
 #include <cstring>
 #include <future>
 #include <memory>
-#include <mscclpp/platform.hpp>
 #include <string>
 #include <utility>
 #include <vector>
+
+#include <gtest/gtest.h>
+
+#include <mscclpp/platform.hpp>
 
 namespace mscclpp::test {
 

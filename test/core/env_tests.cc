@@ -1,16 +1,17 @@
-#include <gtest/gtest.h>
-
 #include <array>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <map>
-#include <mscclpp/env.hpp>
-#include <mscclpp/errors.hpp>
-#include <mscclpp/platform.hpp>
 #include <set>
 #include <sstream>
 #include <string_view>
+
+#include <gtest/gtest.h>
+
+#include <mscclpp/env.hpp>
+#include <mscclpp/errors.hpp>
+#include <mscclpp/platform.hpp>
 
 #include "core/processes.hpp"
 #include "core/ranks.hpp"
@@ -39,8 +40,10 @@ TEST(Env, DefaultsWithoutVariables) {
 }
 
 TEST(Env, EmptyValuesCountAsNotSet) {
-  const Env env = envOf({{"MSCCLPP_EP_RANKS_PER_NODE", ""}, {"MSCCLPP_EP_TIMEOUT", ""},
-                         {"MSCCLPP_EP_TRANSPORT", ""}, {"MSCCLPP_LOG_LEVEL", ""}});
+  const Env env = envOf({{"MSCCLPP_EP_RANKS_PER_NODE", ""},
+                         {"MSCCLPP_EP_TIMEOUT", ""},
+                         {"MSCCLPP_EP_TRANSPORT", ""},
+                         {"MSCCLPP_LOG_LEVEL", ""}});
   EXPECT_FALSE(env.ranksPerNode);
   EXPECT_FALSE(env.transport);
   EXPECT_EQ(env.timeout, std::chrono::seconds(100));
@@ -77,8 +80,10 @@ class EnvBadValue : public testing::TestWithParam<BadValue> {};
 
 TEST_P(EnvBadValue, IsAnErrorThatNamesVariableValueAndAllowed) {
   const BadValue bad = GetParam();
-  expectError(ErrorCode::invalidArgument, {bad.variable, std::string("'") + bad.value + "'", bad.allowed},
-              [&] { envOf({{bad.variable, bad.value}}); });
+  expectError(ErrorCode::invalidArgument,
+              {bad.variable, std::string("'") + bad.value + "'", bad.allowed}, [&] {
+                envOf({{bad.variable, bad.value}});
+              });
 }
 
 INSTANTIATE_TEST_SUITE_P(

@@ -1,10 +1,11 @@
-#include <gtest/gtest.h>
-
 #include <cerrno>
 #include <fstream>
+#include <sstream>
+
+#include <gtest/gtest.h>
+
 #include <mscclpp/errors.hpp>
 #include <mscclpp/log.hpp>
-#include <sstream>
 
 #include "core/ranks.hpp"
 

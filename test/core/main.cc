@@ -1,6 +1,7 @@
 // Runs the tests, or, started by one of them, a role.
-#include <gtest/gtest.h>
 #include <signal.h>
+
+#include <gtest/gtest.h>
 
 #include "core/processes.hpp"
 

@@ -11,8 +11,9 @@
 #include <cstring>
 #include <iostream>
 #include <map>
-#include <mscclpp/errors.hpp>
 #include <utility>
+
+#include <mscclpp/errors.hpp>
 
 extern char** environ;
 
@@ -37,7 +38,9 @@ std::vector<char*> pointers(std::vector<std::string>& strings) {
 
 std::vector<std::string> mergedEnvironment(const std::vector<std::string>& extra) {
   std::map<std::string, std::string> merged;
-  const auto add = [&](const std::string& entry) { merged[entry.substr(0, entry.find('='))] = entry; };
+  const auto add = [&](const std::string& entry) {
+    merged[entry.substr(0, entry.find('='))] = entry;
+  };
   for (char** entry = environ; *entry != nullptr; ++entry) add(*entry);
   for (const std::string& entry : extra) add(entry);
   std::vector<std::string> result;
@@ -68,7 +71,9 @@ bool runRole(int argc, char** argv, int& exitCode) {
   return true;
 }
 
-void tellParent(const std::string& line) { std::cout << line << std::endl; }
+void tellParent(const std::string& line) {
+  std::cout << line << std::endl;
+}
 
 std::string askParent() {
   std::string line;
@@ -80,7 +85,8 @@ Child::Child(const std::string& role, const std::vector<std::string>& arguments,
              const std::vector<std::string>& environment) {
   int in[2];
   int out[2];
-  if (::pipe2(in, O_CLOEXEC) != 0 || ::pipe2(out, O_CLOEXEC) != 0) throw SystemError(errno, "pipe2");
+  if (::pipe2(in, O_CLOEXEC) != 0 || ::pipe2(out, O_CLOEXEC) != 0)
+    throw SystemError(errno, "pipe2");
   posix_spawn_file_actions_t actions;
   posix_spawn_file_actions_init(&actions);
   posix_spawn_file_actions_adddup2(&actions, in[0], 0);
@@ -139,7 +145,9 @@ void Child::tell(const std::string& line) {
   }
 }
 
-void Child::kill(int signal) { ::kill(pid_, signal); }
+void Child::kill(int signal) {
+  ::kill(pid_, signal);
+}
 
 int Child::wait() {
   // A pidfd becomes readable when the process ends: a wait with a limit, without polling.

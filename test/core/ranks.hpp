@@ -1,16 +1,17 @@
 // Ranks as threads of the test's own process.
 #pragma once
 
-#include <gtest/gtest.h>
-
 #include <chrono>
 #include <exception>
 #include <functional>
-#include <mscclpp/bootstrap.hpp>
-#include <mscclpp/errors.hpp>
 #include <string>
 #include <thread>
 #include <vector>
+
+#include <gtest/gtest.h>
+
+#include <mscclpp/bootstrap.hpp>
+#include <mscclpp/errors.hpp>
 
 namespace mscclpp::test {
 

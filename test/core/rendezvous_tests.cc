@@ -1,5 +1,4 @@
 // UniqueId, its secret, and the network interfaces.
-#include <gtest/gtest.h>
 #include <net/if.h>
 #include <netinet/in.h>
 #include <sched.h>
@@ -10,6 +9,9 @@
 
 #include <cerrno>
 #include <cstring>
+
+#include <gtest/gtest.h>
+
 #include <mscclpp/bootstrap.hpp>
 #include <mscclpp/errors.hpp>
 #include <mscclpp/log.hpp>
@@ -49,7 +51,8 @@ TEST(UniqueId, RefusesTextThatIsNoId) {
   std::string family = good;  // the kind of the first address
   family[2 * 23] = '0';
   family[2 * 23 + 1] = '5';
-  expectError(ErrorCode::invalidArgument, {"unknown kind 5"}, [&] { UniqueId::fromString(family); });
+  expectError(ErrorCode::invalidArgument, {"unknown kind 5"},
+              [&] { UniqueId::fromString(family); });
 }
 
 TEST(UniqueId, HoldsSecretPortAndBothKindsOfAddress) {
@@ -94,7 +97,8 @@ TEST(Secret, APeerWithAWrongOneIsRefusedAndTheGroupGoesOn) {
   runRanks(2, [&](int rank) {
     if (rank == 1) {
       // Rank 0 is not complete yet: an accepted stranger would take the place of rank 1.
-      expectError(ErrorCode::invalidArgument, {"closed the connection on the hello", "another group"},
+      expectError(ErrorCode::invalidArgument,
+                  {"closed the connection on the hello", "another group"},
                   [&] { TcpBootstrap(1, 2, withWrongSecret(id), 10s); });
     }
     TcpBootstrap group(rank, 2, id, kLongTimeout);

@@ -46,7 +46,7 @@ struct Lines {
 
 // ------------------------------------------------------------------ flags between ranks
 
-enum class Flag { Right, Relaxed, Plain, BeforeData, NoBarrier, RelaxedLoad };
+enum class Flag { right, relaxed, plain, beforeData, noBarrier, relaxedLoad };
 
 inline constexpr unsigned kFlagFirst = __LINE__;
 template <Flag Kind>
@@ -54,17 +54,17 @@ void flags(const Args& args) {
   const uint32_t block = blockIndex();
   const uint32_t thread = threadIndex();
   uint32_t* theirs = &args.peer->flags[block];
-  if (Kind == Flag::BeforeData && thread == 0) storeRelease(theirs, 1);
+  if (Kind == Flag::beforeData && thread == 0) storeRelease(theirs, 1);
   args.peer->data[slot()] = slot() + 7;
-  if (Kind != Flag::NoBarrier && Kind != Flag::BeforeData) syncBlock();
+  if (Kind != Flag::noBarrier && Kind != Flag::beforeData) syncBlock();
   if (thread == 0) {
-    if (Kind == Flag::Relaxed) storeRelaxed(theirs, 1);
-    if (Kind == Flag::Plain) *const_cast<volatile uint32_t*>(theirs) = 1;
-    if (Kind != Flag::Relaxed && Kind != Flag::Plain && Kind != Flag::BeforeData) {
+    if (Kind == Flag::relaxed) storeRelaxed(theirs, 1);
+    if (Kind == Flag::plain) *const_cast<volatile uint32_t*>(theirs) = 1;
+    if (Kind != Flag::relaxed && Kind != Flag::plain && Kind != Flag::beforeData) {
       storeRelease(theirs, 1);
     }
     const uint32_t* ours = &args.mine->flags[block];
-    if (Kind == Flag::RelaxedLoad) {
+    if (Kind == Flag::relaxedLoad) {
       waitUntil(
           args.control, [&] { return loadRelaxed(ours) == 1; }, {1, 1 - args.rank}, ours);
     } else {
@@ -108,7 +108,7 @@ inline constexpr unsigned kNeverLast = __LINE__;
 
 // ------------------------------------------------------------------ inside a warp and a block
 
-enum class Exchange { Right, NoSyncWarpRaw, NoSyncWarpWar, ShuffleAsFence };
+enum class Exchange { right, noSyncWarpRaw, noSyncWarpWar, shuffleAsFence };
 
 inline constexpr unsigned kWarpFirst = __LINE__;
 template <Exchange Kind>
@@ -116,7 +116,7 @@ void warpExchange(const Args& args) {
   uint32_t* shared = &sharedStorage<uint32_t>() + warpId() * 32;
   const unsigned lane = laneId();
   for (uint32_t round = 0; round < 3; ++round) {
-    if (Kind == Exchange::ShuffleAsFence) {
+    if (Kind == Exchange::shuffleAsFence) {
       // Lane 0 writes, a shuffle "tells" the others. CUDA gives shuffles no memory ordering.
       if (lane == 0) shared[0] = round + 5;
       shuffle(lane, 0);
@@ -125,9 +125,9 @@ void warpExchange(const Args& args) {
       continue;
     }
     shared[lane] = round * 100 + lane;
-    if (Kind != Exchange::NoSyncWarpRaw) syncWarp();
+    if (Kind != Exchange::noSyncWarpRaw) syncWarp();
     expectWord(args, shared[(lane + 1) & 31], round * 100 + ((lane + 1) & 31));
-    if (Kind != Exchange::NoSyncWarpWar) syncWarp();
+    if (Kind != Exchange::noSyncWarpWar) syncWarp();
   }
 }
 inline constexpr unsigned kWarpLast = __LINE__;
@@ -146,69 +146,69 @@ void blockExchange(const Args& args) {
 }
 inline constexpr unsigned kBlockLast = __LINE__;
 
-enum class Count { Right, Plain, Split };
+enum class Count { right, plain, split };
 
 inline constexpr unsigned kCountFirst = __LINE__;
 template <Count Kind>
 void counting(const Args& args) {
   uint32_t* counter = &args.mine->counter;
-  if (Kind == Count::Plain) *counter += 1;
-  if (Kind == Count::Split) storeRelaxed(counter, loadRelaxed(counter) + 1);
-  if (Kind == Count::Right) fetchAddRelaxed(counter, 1);
+  if (Kind == Count::plain) *counter += 1;
+  if (Kind == Count::split) storeRelaxed(counter, loadRelaxed(counter) + 1);
+  if (Kind == Count::right) fetchAddRelaxed(counter, 1);
 }
 inline constexpr unsigned kCountLast = __LINE__;
 
 // ------------------------------------------------------------------ who takes part
 
 enum class Party {
-  Right,
-  DivergentSync,
-  EarlyExit,
-  NamedCount,
-  NamedMismatch,
-  AbsentLane,
-  AbsentSource,
-  NotInMask,
-  Different
+  right,
+  divergentSync,
+  earlyExit,
+  namedCount,
+  namedMismatch,
+  absentLane,
+  absentSource,
+  notInMask,
+  different
 };
 
 inline constexpr unsigned kPartyFirst = __LINE__;
 template <Party Kind>
 void parties(const Args&) {
   const unsigned lane = laneId();
-  if (Kind == Party::EarlyExit && warpId() == 1) return;
-  if (Kind == Party::NamedCount && warpId() == 0) syncBarrier(1, 64);
-  if (Kind == Party::NamedMismatch) syncBarrier(1, warpId() == 0 ? 64 : 32);
-  if (Kind == Party::AbsentLane && lane < 16) shuffle(lane, 3);
-  if (Kind == Party::AbsentSource && lane < 16) shuffle(lane, 20, 0xFFFFu);
-  if (Kind == Party::NotInMask) ballot(true, 0xFFFFu);
-  if (Kind == Party::Different) {
+  if (Kind == Party::earlyExit && warpId() == 1) return;
+  if (Kind == Party::namedCount && warpId() == 0) syncBarrier(1, 64);
+  if (Kind == Party::namedMismatch) syncBarrier(1, warpId() == 0 ? 64 : 32);
+  if (Kind == Party::absentLane && lane < 16) shuffle(lane, 3);
+  if (Kind == Party::absentSource && lane < 16) shuffle(lane, 20, 0xFFFFu);
+  if (Kind == Party::notInMask) ballot(true, 0xFFFFu);
+  if (Kind == Party::different) {
     if (lane == 0) {
       ballot(true);
     } else {
       shuffle(lane, 1);
     }
   }
-  if (Kind != Party::DivergentSync || warpId() == 0) syncBlock();
+  if (Kind != Party::divergentSync || warpId() == 0) syncBlock();
 }
 inline constexpr unsigned kPartyLast = __LINE__;
 
 // ------------------------------------------------------------------ bulk copies
 
 enum class Ring {
-  Right,
-  NoFreeWait,
-  NoFullWait,
-  WrongParity,
-  TooFewBytes,
-  TooManyBytes,
-  StagingReused,
-  NoProxyFence,
-  ExitInFlight,
-  NotInitialised,
-  TooManyArrivals,
-  Unaligned,
-  OutsideShared
+  right,
+  noFreeWait,
+  noFullWait,
+  wrongParity,
+  tooFewBytes,
+  tooManyBytes,
+  stagingReused,
+  noProxyFence,
+  exitInFlight,
+  notInitialised,
+  tooManyArrivals,
+  unaligned,
+  outsideShared
 };
 
 inline constexpr uint32_t kStages = 2;
@@ -224,17 +224,17 @@ template <Ring Kind>
 void ringLoad(const Args& args, RingShared& shared) {
   for (uint32_t row = blockIndex(), turn = 0; row < kRows; row += kBlocks, ++turn) {
     const uint32_t stage = turn % kStages;
-    const uint32_t parity = ((turn / kStages) & 1) ^ (Kind == Ring::WrongParity ? 0u : 1u);
-    if (Kind != Ring::NoFreeWait) waitParity(args.control, &shared.free[stage], parity, {1, -1});
-    const uint32_t expected = Kind == Ring::TooFewBytes    ? kRow - 16
-                              : Kind == Ring::TooManyBytes ? kRow + 16
+    const uint32_t parity = ((turn / kStages) & 1) ^ (Kind == Ring::wrongParity ? 0u : 1u);
+    if (Kind != Ring::noFreeWait) waitParity(args.control, &shared.free[stage], parity, {1, -1});
+    const uint32_t expected = Kind == Ring::tooFewBytes    ? kRow - 16
+                              : Kind == Ring::tooManyBytes ? kRow + 16
                                                            : kRow;
     arriveExpectBytes(&shared.full[stage], expected);
-    const uint32_t skew = Kind == Ring::Unaligned ? 8 : 0;
+    const uint32_t skew = Kind == Ring::unaligned ? 8 : 0;
     bulkLoad(shared.in[stage], args.mine->rows + row * kRow + skew,
-             Kind == Ring::OutsideShared ? uint32_t{sizeof(RingShared)} + 16 : kRow,
+             Kind == Ring::outsideShared ? uint32_t{sizeof(RingShared)} + 16 : kRow,
              &shared.full[stage]);
-    if (Kind == Ring::TooManyArrivals) arrive(&shared.full[stage]);
+    if (Kind == Ring::tooManyArrivals) arrive(&shared.full[stage]);
   }
 }
 
@@ -243,15 +243,15 @@ void ringWork(const Args& args, RingShared& shared) {
   const unsigned lane = laneId();
   for (uint32_t row = blockIndex(), turn = 0; row < kRows; row += kBlocks, ++turn) {
     const uint32_t stage = turn % kStages;
-    if (Kind != Ring::NoFullWait) {
+    if (Kind != Ring::noFullWait) {
       waitParity(args.control, &shared.full[stage], (turn / kStages) & 1, {2, -1});
     }
-    if (Kind != Ring::StagingReused && lane == 0) bulkWaitRead<0>();
+    if (Kind != Ring::stagingReused && lane == 0) bulkWaitRead<0>();
     syncWarp();
     for (uint32_t i = lane; i < kRow; i += 32) {
       shared.out[i] = static_cast<char>(shared.in[stage][i] + 1);
     }
-    if (Kind != Ring::NoProxyFence) fenceProxyAsyncShared();
+    if (Kind != Ring::noProxyFence) fenceProxyAsyncShared();
     syncWarp();
     if (lane == 0) arrive(&shared.free[stage]);
     if (lane == 0) {
@@ -259,13 +259,13 @@ void ringWork(const Args& args, RingShared& shared) {
       bulkCommit();
     }
   }
-  if (lane == 0 && Kind != Ring::ExitInFlight) bulkWait<0>();
+  if (lane == 0 && Kind != Ring::exitInFlight) bulkWait<0>();
 }
 
 template <Ring Kind>
 void ring(const Args& args) {
   auto& shared = sharedStorage<RingShared>();
-  if (threadIndex() == 0 && Kind != Ring::NotInitialised) {
+  if (threadIndex() == 0 && Kind != Ring::notInitialised) {
     for (uint32_t i = 0; i < kStages; ++i) {
       initMbarrier(&shared.full[i], 1);
       initMbarrier(&shared.free[i], 1);
@@ -283,7 +283,7 @@ inline constexpr unsigned kRingLast = __LINE__;
 
 // ------------------------------------------------------------------ memory
 
-enum class Bounds { Right, Global, Shared, Padding, BulkGlobal };
+enum class Bounds { right, global, shared, padding, bulkGlobal };
 
 inline constexpr unsigned kBoundsFirst = __LINE__;
 template <Bounds Kind>
@@ -291,13 +291,13 @@ void bounds(const Args& args) {
   auto& shared = sharedStorage<RingShared>();
   char* end = reinterpret_cast<char*>(args.mine) + sizeof(Memory);
   if (threadIndex() != 0 || blockIndex() != 0) return;
-  if (Kind == Bounds::Global) *reinterpret_cast<volatile uint32_t*>(end) = 1;
-  if (Kind == Bounds::Shared) {
+  if (Kind == Bounds::global) *reinterpret_cast<volatile uint32_t*>(end) = 1;
+  if (Kind == Bounds::shared) {
     *(reinterpret_cast<volatile char*>(&shared) + sizeof(RingShared)) = 1;
   }
   // The test poisons flags[15] as if it were the gap between two parts of a heap.
-  if (Kind == Bounds::Padding) *const_cast<volatile uint32_t*>(&args.mine->flags[15]) = 1;
-  if (Kind == Bounds::BulkGlobal) {
+  if (Kind == Bounds::padding) *const_cast<volatile uint32_t*>(&args.mine->flags[15]) = 1;
+  if (Kind == Bounds::bulkGlobal) {
     bulkStore(end - 16, shared.out, 32);
     bulkCommit();
     bulkWait<0>();

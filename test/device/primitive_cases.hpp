@@ -7,6 +7,7 @@
 
 #include <gtest/gtest.h>
 
+#include "device/bulk_kernels.cuh"
 #include "device/float_samples.hpp"
 #include "device/primitive_kernels.cuh"
 

@@ -16,7 +16,7 @@
 namespace mscclpp::test::cpu {
 namespace {
 
-enum class Mode { Fifo, Chaos, Background, TwoWorkers };
+enum class Mode { fifo, chaos, background, twoWorkers };
 
 class CpuHarness {
  public:
@@ -50,13 +50,13 @@ class CpuHarness {
 
  private:
   void start(bool openEnded) {
-    if (mode_ == Mode::Fifo || mode_ == Mode::Chaos) {
-      RuntimeConfig config = RuntimeConfig::testing(seed_, mode_ == Mode::Chaos);
+    if (mode_ == Mode::fifo || mode_ == Mode::chaos) {
+      RuntimeConfig config = RuntimeConfig::testing(seed_, mode_ == Mode::chaos);
       config.closed = !openEnded;
       manual_ = std::make_unique<Manual>(config);
     } else {
       RuntimeConfig config = RuntimeConfig::fromEnvironment();
-      config.workers = mode_ == Mode::TwoWorkers ? 2 : 1;
+      config.workers = mode_ == Mode::twoWorkers ? 2 : 1;
       configure(config);
     }
     stream_ = createStream(0);
@@ -82,7 +82,7 @@ class Primitives : public ::testing::TestWithParam<Parameter> {};
 
 TEST_P(Primitives, Work) {
   const Parameter& parameter = GetParam();
-  const uint64_t seeds = parameter.mode == Mode::Chaos && !parameter.test.timed ? seedCount(5) : 1;
+  const uint64_t seeds = parameter.mode == Mode::chaos && !parameter.test.timed ? seedCount(5) : 1;
   for (uint64_t seed = 1; seed <= seeds && !HasFailure(); ++seed) {
     SCOPED_TRACE("seed " + std::to_string(seed));
     CpuHarness harness(parameter.mode, seed);
@@ -92,7 +92,7 @@ TEST_P(Primitives, Work) {
 
 std::vector<Parameter> parameters() {
   std::vector<Parameter> all;
-  for (const Mode mode : {Mode::Fifo, Mode::Chaos, Mode::Background, Mode::TwoWorkers}) {
+  for (const Mode mode : {Mode::fifo, Mode::chaos, Mode::background, Mode::twoWorkers}) {
     for (const auto& test : allCases<CpuHarness>()) all.push_back({mode, test});
   }
   return all;

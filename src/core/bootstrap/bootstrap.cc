@@ -1,6 +1,7 @@
+#include <utility>
+
 #include <mscclpp/bootstrap.hpp>
 #include <mscclpp/errors.hpp>
-#include <utility>
 
 namespace mscclpp {
 
@@ -15,7 +16,8 @@ void Bootstrap::checkPeer(const char* what, int peer) const {
         "{}: peer {} is no rank of this group: ranks are 0 to {}", what, peer, size() - 1);
 }
 
-CallbackBootstrap::CallbackBootstrap(int rank, int size, std::function<void(void*, size_t)> allGather,
+CallbackBootstrap::CallbackBootstrap(int rank, int size,
+                                     std::function<void(void*, size_t)> allGather,
                                      std::function<void()> barrier)
     : rank_(rank), size_(size), allGather_(std::move(allGather)), barrier_(std::move(barrier)) {
   check(size >= 1 && rank >= 0 && rank < size, ErrorCode::invalidArgument,

@@ -4,11 +4,12 @@
 #include <netinet/tcp.h>
 
 #include <array>
+#include <cstring>
+#include <utility>
+
 #include <asio/buffer.hpp>
 #include <asio/read.hpp>
 #include <asio/write.hpp>
-#include <cstring>
-#include <utility>
 
 namespace mscclpp::detail {
 

@@ -1,8 +1,6 @@
 // Frames over a stream socket, without blocking.
 #pragma once
 
-#include <asio/generic/stream_protocol.hpp>
-#include <asio/io_context.hpp>
 #include <cstddef>
 #include <cstdint>
 #include <deque>
@@ -10,6 +8,9 @@
 #include <memory>
 #include <string>
 #include <vector>
+
+#include <asio/generic/stream_protocol.hpp>
+#include <asio/io_context.hpp>
 
 namespace mscclpp::detail {
 
@@ -64,7 +65,8 @@ struct Frame {
 class Connection : public std::enable_shared_from_this<Connection> {
  public:
   using FrameHandler = std::function<void(Frame&)>;
-  /// Called once, when the peer has closed or the socket failed; the text says why. Not after close().
+  /// Called once, when the peer has closed or the socket failed; the text says why. Not after
+  /// close().
   using ClosedHandler = std::function<void(const std::string&)>;
 
   explicit Connection(Socket socket);

@@ -1,13 +1,15 @@
 #include "core/bootstrap/joiner.hpp"
 
 #include <algorithm>
+#include <functional>
+#include <optional>
+
 #include <asio/buffer.hpp>
 #include <asio/read.hpp>
 #include <asio/steady_timer.hpp>
 #include <asio/write.hpp>
-#include <functional>
+
 #include <mscclpp/errors.hpp>
-#include <optional>
 
 #include "core/bootstrap/root_server.hpp"
 
@@ -26,17 +28,19 @@ enum class Outcome { welcome, unreachable, silent, closed };
 /// One try of one address.
 class Attempt {
  public:
-  Attempt(asio::io_context& io, const JoinRequest& request) : io_(io), request_(request), socket_(io) {}
+  Attempt(asio::io_context& io, const JoinRequest& request)
+      : io_(io), request_(request), socket_(io) {}
 
   Outcome run(const SocketAddress& address, bool onlyAddress) {
-    const asio::generic::stream_protocol::endpoint endpoint(
-        address.get(), address.length, IPPROTO_TCP);
+    const asio::generic::stream_protocol::endpoint endpoint(address.get(), address.length,
+                                                            IPPROTO_TCP);
     if (!finish(Clock::now() + kConnectLimit,
                 [&](auto done) { socket_.async_connect(endpoint, done); })) {
       return Outcome::unreachable;
     }
     tuneSocket(socket_);
-    const Hello hello{request_.rendezvous.secret, kProtocolVersion, request_.rank, request_.size, 0};
+    const Hello hello{request_.rendezvous.secret, kProtocolVersion, request_.rank, request_.size,
+                      0};
     const Deadline limit = onlyAddress ? request_.deadline : Clock::now() + kWelcomeLimit;
     Frame frame;
     const bool answered =
@@ -118,10 +122,12 @@ Socket joinRoot(asio::io_context& io, const JoinRequest& request) {
       const Outcome outcome = attempt.run(address, addresses.size() == 1);
       if (outcome == Outcome::welcome) return attempt.takeSocket();
       if (outcome == Outcome::closed) ++closed;
-      tried += fmt::format("{}{}: {}", tried.empty() ? "" : ", ", address.toString(), attempt.why());
+      tried +=
+          fmt::format("{}{}: {}", tried.empty() ? "" : ", ", address.toString(), attempt.why());
       if (Clock::now() >= request.deadline) {
         throw TimeoutError(fmt::format(
-            "joining the group as rank {} of {}: rank 0 is missing: it gave no welcome within {:.1f} s "
+            "joining the group as rank {} of {}: rank 0 is missing: it gave no welcome within "
+            "{:.1f} s "
             "({}). Is rank 0 running, and can this host reach it? MSCCLPP_SOCKET_INTERFACE chooses "
             "another interface on rank 0's host",
             request.rank, request.size,
@@ -129,10 +135,11 @@ Socket joinRoot(asio::io_context& io, const JoinRequest& request) {
       }
     }
     if (closed == addresses.size()) {
-      fail(ErrorCode::invalidArgument,
-           "joining the group as rank {} of {}: rank 0 closed the connection on the hello ({}): the "
-           "UniqueId is of another group, or rank 0's process ended",
-           request.rank, request.size, tried);
+      fail(
+          ErrorCode::invalidArgument,
+          "joining the group as rank {} of {}: rank 0 closed the connection on the hello ({}): the "
+          "UniqueId is of another group, or rank 0's process ended",
+          request.rank, request.size, tried);
     }
     pauseFor(io, kRetryPause);
   }

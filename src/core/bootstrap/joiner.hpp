@@ -1,8 +1,9 @@
 // How a rank finds the root of its group.
 #pragma once
 
-#include <asio/io_context.hpp>
 #include <chrono>
+
+#include <asio/io_context.hpp>
 
 #include "core/bootstrap/connection.hpp"
 #include "core/bootstrap/rendezvous.hpp"

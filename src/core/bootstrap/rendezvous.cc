@@ -13,10 +13,11 @@
 #include <cstring>
 #include <map>
 #include <memory>
-#include <mscclpp/errors.hpp>
 #include <mutex>
 #include <set>
 #include <string_view>
+
+#include <mscclpp/errors.hpp>
 
 namespace mscclpp::detail {
 
@@ -81,8 +82,8 @@ std::vector<NamedAddress> interfacesUp() {
     // A link-local address means nothing without the peer's own interface index.
     const auto* bytes = addressBytes(address);
     if (!v4 && bytes[0] == 0xfe && (bytes[1] & 0xc0) == 0x80) continue;
-    found.push_back({entry->ifa_name, (entry->ifa_flags & IFF_LOOPBACK) != 0,
-                     makeAddress(v4, bytes, 0)});
+    found.push_back(
+        {entry->ifa_name, (entry->ifa_flags & IFF_LOOPBACK) != 0, makeAddress(v4, bytes, 0)});
   }
   return found;
 }
@@ -90,7 +91,8 @@ std::vector<NamedAddress> interfacesUp() {
 /// Bridges of containers and virtual machines have the same address on every host: try them last.
 bool likelyVirtual(const NamedAddress& entry) {
   constexpr std::array<std::string_view, 5> kPrefixes = {"docker", "br-", "veth", "virbr", "cni"};
-  return std::ranges::any_of(kPrefixes, [&](auto prefix) { return entry.interface.starts_with(prefix); });
+  return std::ranges::any_of(kPrefixes,
+                             [&](auto prefix) { return entry.interface.starts_with(prefix); });
 }
 
 std::string hostOf(const SocketAddress& address) {
@@ -137,7 +139,9 @@ uint16_t listenOn(int fd, const SocketAddress& address) {
                    : reinterpret_cast<const sockaddr_in6*>(&bound.storage)->sin6_port);
 }
 
-int openSocket(int family) { return ::socket(family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0); }
+int openSocket(int family) {
+  return ::socket(family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+}
 
 }  // namespace
 
@@ -145,7 +149,8 @@ std::string SocketAddress::toString() const {
   const bool v4 = storage.ss_family == AF_INET;
   const uint16_t port = ntohs(v4 ? reinterpret_cast<const sockaddr_in*>(&storage)->sin_port
                                  : reinterpret_cast<const sockaddr_in6*>(&storage)->sin6_port);
-  return v4 ? fmt::format("{}:{}", hostOf(*this), port) : fmt::format("[{}]:{}", hostOf(*this), port);
+  return v4 ? fmt::format("{}:{}", hostOf(*this), port)
+            : fmt::format("[{}]:{}", hostOf(*this), port);
 }
 
 UniqueId Rendezvous::encode() const {
@@ -197,12 +202,14 @@ std::vector<SocketAddress> localAddresses(const std::string& wanted) {
     std::set<std::string> names;
     for (const auto& entry : all) {
       names.insert(entry.interface);
-      if (entry.interface == wanted || hostOf(entry.address) == wanted) result.push_back(entry.address);
+      if (entry.interface == wanted || hostOf(entry.address) == wanted)
+        result.push_back(entry.address);
     }
-    check(!result.empty(), ErrorCode::invalidArgument,
-          "socket interface '{}' has no usable address: interfaces that are up are {} (an address of "
-          "this host is allowed too)",
-          wanted, fmt::join(names, ", "));
+    check(
+        !result.empty(), ErrorCode::invalidArgument,
+        "socket interface '{}' has no usable address: interfaces that are up are {} (an address of "
+        "this host is allowed too)",
+        wanted, fmt::join(names, ", "));
     return result;
   }
   const bool onlyLoopback = std::ranges::all_of(all, &NamedAddress::loopback);
@@ -225,8 +232,8 @@ Rendezvous openRendezvous(const std::string& wantedInterface) {
     throw SystemError(errno, "cannot get random bytes for the group's secret");
   }
 
-  // A chosen interface: listen there only. Else everywhere: an IPv6 socket that takes IPv4 as well, or
-  // an IPv4 socket on a machine without IPv6.
+  // A chosen interface: listen there only. Else everywhere: an IPv6 socket that takes IPv4 as well,
+  // or an IPv4 socket on a machine without IPv6.
   const std::array<uint8_t, 16> any{};
   std::vector<SocketAddress> candidates = {makeAddress(false, any.data(), 0),
                                            makeAddress(true, any.data(), 0)};
@@ -266,7 +273,9 @@ int takeListener(const Secret& secret) noexcept {
 
 namespace mscclpp {
 
-std::string UniqueId::toString() const { return fmt::format("{:02x}", fmt::join(bytes, "")); }
+std::string UniqueId::toString() const {
+  return fmt::format("{:02x}", fmt::join(bytes, ""));
+}
 
 UniqueId UniqueId::fromString(std::string_view text) {
   check(text.size() == 2 * sizeof(bytes), ErrorCode::invalidArgument,
@@ -276,7 +285,8 @@ UniqueId UniqueId::fromString(std::string_view text) {
     if (c >= '0' && c <= '9') return c - '0';
     if (c >= 'a' && c <= 'f') return c - 'a' + 10;
     if (c >= 'A' && c <= 'F') return c - 'A' + 10;
-    fail(ErrorCode::invalidArgument, "a UniqueId has hexadecimal digits only, this text has '{}'", c);
+    fail(ErrorCode::invalidArgument, "a UniqueId has hexadecimal digits only, this text has '{}'",
+         c);
   };
   UniqueId id;
   for (size_t i = 0; i < sizeof(bytes); ++i) {

@@ -5,9 +5,10 @@
 
 #include <array>
 #include <cstdint>
-#include <mscclpp/bootstrap.hpp>
 #include <string>
 #include <vector>
+
+#include <mscclpp/bootstrap.hpp>
 
 namespace mscclpp::detail {
 
@@ -46,8 +47,8 @@ std::vector<SocketAddress> localAddresses(const std::string& wanted);
 /// Opens the listening socket of a new group and keeps it until takeListener().
 Rendezvous openRendezvous(const std::string& wantedInterface);
 
-/// The socket opened for this secret in this process (or its parent before a fork); the caller owns it.
-/// -1 when there is none, or it has been taken.
+/// The socket opened for this secret in this process (or its parent before a fork); the caller owns
+/// it. -1 when there is none, or it has been taken.
 int takeListener(const Secret& secret) noexcept;
 
 }  // namespace mscclpp::detail

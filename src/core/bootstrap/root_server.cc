@@ -2,14 +2,16 @@
 
 #include <sys/socket.h>
 
+#include <cstddef>
+#include <cstring>
+#include <utility>
+
 #include <asio/buffer.hpp>
 #include <asio/post.hpp>
 #include <asio/read.hpp>
-#include <cstddef>
-#include <cstring>
+
 #include <mscclpp/errors.hpp>
 #include <mscclpp/log.hpp>
-#include <utility>
 
 namespace mscclpp::detail {
 
@@ -64,23 +66,26 @@ void RootServer::stopWhenFlushed(int triesLeft) {
   }
   if (!busy || triesLeft == 0) return io_.stop();
   drainTimer_.expires_after(kDrainStep);
-  drainTimer_.async_wait([this, triesLeft](const asio::error_code&) { stopWhenFlushed(triesLeft - 1); });
+  drainTimer_.async_wait(
+      [this, triesLeft](const asio::error_code&) { stopWhenFlushed(triesLeft - 1); });
 }
 
 void RootServer::acceptNext() {
-  listener_.async_wait(asio::posix::stream_descriptor::wait_read, [this](const asio::error_code& error) {
-    if (error) return;
-    const int fd = ::accept4(listener_.native_handle(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK);
-    if (fd >= 0) {
-      auto guest = std::make_shared<Guest>(io_, fd);
-      tuneSocket(guest->socket);
-      if (guests_ < kMaxGuests) readSecret(guest);
-      return acceptNext();
-    }
-    // Out of descriptors, say: the socket stays readable, so ask again a little later.
-    acceptTimer_.expires_after(kAcceptPause);
-    acceptTimer_.async_wait([this](const asio::error_code&) { acceptNext(); });
-  });
+  listener_.async_wait(
+      asio::posix::stream_descriptor::wait_read, [this](const asio::error_code& error) {
+        if (error) return;
+        const int fd =
+            ::accept4(listener_.native_handle(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK);
+        if (fd >= 0) {
+          auto guest = std::make_shared<Guest>(io_, fd);
+          tuneSocket(guest->socket);
+          if (guests_ < kMaxGuests) readSecret(guest);
+          return acceptNext();
+        }
+        // Out of descriptors, say: the socket stays readable, so ask again a little later.
+        acceptTimer_.expires_after(kAcceptPause);
+        acceptTimer_.async_wait([this](const asio::error_code&) { acceptNext(); });
+      });
 }
 
 void RootServer::readSecret(const std::shared_ptr<Guest>& guest) {
@@ -93,7 +98,8 @@ void RootServer::readSecret(const std::shared_ptr<Guest>& guest) {
   asio::async_read(guest->socket, asio::buffer(guest->hello.secret),
                    [this, guest](const asio::error_code& error, size_t) {
                      --guests_;
-                     if (!error && sameSecret(guest->hello.secret, secret_)) return readHello(guest);
+                     if (!error && sameSecret(guest->hello.secret, secret_))
+                       return readHello(guest);
                      guest->limit.cancel();
                      if (!error) log::warn("bootstrap: refused a connection with a wrong secret");
                    });
@@ -111,20 +117,23 @@ void RootServer::readHello(const std::shared_ptr<Guest>& guest) {
 void RootServer::admit(const std::shared_ptr<Guest>& guest) {
   const Hello& hello = guest->hello;
   if (hello.version != kProtocolVersion) {
-    return refuse(std::move(guest->socket),
-                  fmt::format("rank {} speaks version {} of the bootstrap protocol, rank 0 version {}: "
-                              "use the same library on all ranks",
-                              hello.rank, hello.version, kProtocolVersion));
+    return refuse(
+        std::move(guest->socket),
+        fmt::format("rank {} speaks version {} of the bootstrap protocol, rank 0 version {}: "
+                    "use the same library on all ranks",
+                    hello.rank, hello.version, kProtocolVersion));
   }
   if (hello.size != size_) {
-    return refuse(std::move(guest->socket),
-                  fmt::format("rank {} was made with size {}, rank 0 with size {}: sizes must agree",
-                              hello.rank, hello.size, size_));
+    return refuse(
+        std::move(guest->socket),
+        fmt::format("rank {} was made with size {}, rank 0 with size {}: sizes must agree",
+                    hello.rank, hello.size, size_));
   }
   if (hello.rank < 0 || hello.rank >= size_ ||
       members_[static_cast<size_t>(hello.rank)].presence != Presence::absent) {
-    return refuse(std::move(guest->socket),
-                  fmt::format("rank {} of {} is there already: every rank joins once", hello.rank, size_));
+    return refuse(
+        std::move(guest->socket),
+        fmt::format("rank {} of {} is there already: every rank joins once", hello.rank, size_));
   }
   auto connection = std::make_shared<Connection>(std::move(guest->socket));
   startMember(hello.rank, connection, false);
@@ -153,11 +162,16 @@ void RootServer::handle(int rank, const std::shared_ptr<Connection>& from, Frame
   if (frame.header.type == FrameType::confirm) return join(rank, from);
   if (members_[static_cast<size_t>(rank)].connection != from) return from->close();
   switch (frame.header.type) {
-    case FrameType::contribute: return contribute(rank, frame);
-    case FrameType::message: return forward(rank, frame);
-    case FrameType::query: return answerQuery(from, frame.header.sequence);
-    case FrameType::giveUp: return breakGroup(rank, frame.header.tag, frame.payloadText(), rank);
-    case FrameType::leave: return leave(rank);
+    case FrameType::contribute:
+      return contribute(rank, frame);
+    case FrameType::message:
+      return forward(rank, frame);
+    case FrameType::query:
+      return answerQuery(from, frame.header.sequence);
+    case FrameType::giveUp:
+      return breakGroup(rank, frame.header.tag, frame.payloadText(), rank);
+    case FrameType::leave:
+      return leave(rank);
     default:
       lost(rank, fmt::format("frame of unknown type {}", static_cast<uint32_t>(frame.header.type)));
       return from->close();
@@ -174,7 +188,8 @@ void RootServer::join(int rank, const std::shared_ptr<Connection>& connection) {
   }
   member = {Presence::joined, connection};
   if (broken_) connection->send(reason_.header, std::make_shared<const Bytes>(reason_.payload));
-  if (++joined_ == size_) broadcast({.type = FrameType::ready}, std::make_shared<const Bytes>(), -1);
+  if (++joined_ == size_)
+    broadcast({.type = FrameType::ready}, std::make_shared<const Bytes>(), -1);
 }
 
 void RootServer::contribute(int rank, Frame& frame) {
@@ -185,11 +200,12 @@ void RootServer::contribute(int rank, Frame& frame) {
   for (int other = 0; other < size_; ++other) {
     const auto& part = collective.parts[static_cast<size_t>(other)];
     if (part && part->size() != bytes) {
-      return breakGroup(rank, static_cast<int>(ErrorCode::invalidArgument),
-                        fmt::format("collective number {}: rank {} brought {} bytes, rank {} {} bytes: "
-                                    "all ranks must make the same calls (a barrier is 0 bytes)",
-                                    sequence, other, part->size(), rank, bytes),
-                        -1);
+      return breakGroup(
+          rank, static_cast<int>(ErrorCode::invalidArgument),
+          fmt::format("collective number {}: rank {} brought {} bytes, rank {} {} bytes: "
+                      "all ranks must make the same calls (a barrier is 0 bytes)",
+                      sequence, other, part->size(), rank, bytes),
+          -1);
     }
   }
   collective.parts[static_cast<size_t>(rank)] =
@@ -237,10 +253,11 @@ void RootServer::leave(int rank) {
 
 void RootServer::lost(int rank, const std::string& why) {
   members_[static_cast<size_t>(rank)].presence = Presence::dead;
-  breakGroup(rank, static_cast<int>(ErrorCode::peerFailure),
-             fmt::format("rank {} of {} died: its connection to rank 0 ended without a good-bye ({})",
-                         rank, size_, why),
-             rank);
+  breakGroup(
+      rank, static_cast<int>(ErrorCode::peerFailure),
+      fmt::format("rank {} of {} died: its connection to rank 0 ended without a good-bye ({})",
+                  rank, size_, why),
+      rank);
 }
 
 void RootServer::breakGroup(int blamed, int code, const std::string& text, int except) {
@@ -253,7 +270,8 @@ void RootServer::broadcast(const FrameHeader& header, const std::shared_ptr<cons
                            int except) {
   for (int rank = 0; rank < size_; ++rank) {
     const Member& member = members_[static_cast<size_t>(rank)];
-    if (rank != except && member.presence == Presence::joined) member.connection->send(header, payload);
+    if (rank != except && member.presence == Presence::joined)
+      member.connection->send(header, payload);
   }
 }
 

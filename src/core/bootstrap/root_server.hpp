@@ -1,14 +1,15 @@
 // The meeting point of a TcpBootstrap group: lives beside rank 0, passes messages on.
 #pragma once
 
-#include <asio/io_context.hpp>
-#include <asio/posix/stream_descriptor.hpp>
-#include <asio/steady_timer.hpp>
 #include <map>
 #include <memory>
 #include <string>
 #include <thread>
 #include <vector>
+
+#include <asio/io_context.hpp>
+#include <asio/posix/stream_descriptor.hpp>
+#include <asio/steady_timer.hpp>
 
 #include "core/bootstrap/connection.hpp"
 #include "core/bootstrap/rendezvous.hpp"
@@ -65,7 +66,8 @@ class RootServer {
   void leave(int rank);
   void lost(int rank, const std::string& why);
   void breakGroup(int blamed, int code, const std::string& text, int except);
-  void broadcast(const FrameHeader& header, const std::shared_ptr<const Bytes>& payload, int except);
+  void broadcast(const FrameHeader& header, const std::shared_ptr<const Bytes>& payload,
+                 int except);
   void stopWhenFlushed(int triesLeft);
 
   const int size_;

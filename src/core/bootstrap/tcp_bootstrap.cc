@@ -1,19 +1,21 @@
 #include <sys/socket.h>
 
-#include <asio/executor_work_guard.hpp>
-#include <asio/post.hpp>
 #include <cerrno>
 #include <condition_variable>
 #include <cstring>
 #include <map>
-#include <mscclpp/bootstrap.hpp>
-#include <mscclpp/env.hpp>
-#include <mscclpp/errors.hpp>
 #include <mutex>
 #include <optional>
 #include <set>
 #include <thread>
 #include <utility>
+
+#include <asio/executor_work_guard.hpp>
+#include <asio/post.hpp>
+
+#include <mscclpp/bootstrap.hpp>
+#include <mscclpp/env.hpp>
+#include <mscclpp/errors.hpp>
 
 #include "core/bootstrap/connection.hpp"
 #include "core/bootstrap/joiner.hpp"
@@ -36,12 +38,14 @@ constexpr std::chrono::seconds kQueryLimit(2);
 constexpr std::chrono::seconds kLeaveLimit(2);
 constexpr size_t kMaxMessage = size_t{1} << 30;
 
-double seconds(std::chrono::milliseconds time) { return std::chrono::duration<double>(time).count(); }
+double seconds(std::chrono::milliseconds time) {
+  return std::chrono::duration<double>(time).count();
+}
 
 }  // namespace
 
-/// The client half. Rank 0 has one too, connected to its server by a local socket pair. A thread reads;
-/// callers wait on a condition variable.
+/// The client half. Rank 0 has one too, connected to its server by a local socket pair. A thread
+/// reads; callers wait on a condition variable.
 class TcpBootstrap::Impl {
  public:
   Impl(int rank, int size, const UniqueId& id, std::chrono::milliseconds timeout);
@@ -116,8 +120,8 @@ TcpBootstrap::Impl::Impl(int ownRank, int groupSize, const UniqueId& id,
 void TcpBootstrap::Impl::connect(const UniqueId& id) {
   const auto rendezvous = detail::Rendezvous::decode(id);
   if (rank != 0) {
-    connection_ = std::make_shared<Connection>(
-        detail::joinRoot(io_, {rank, size, rendezvous, deadline()}));
+    connection_ =
+        std::make_shared<Connection>(detail::joinRoot(io_, {rank, size, rendezvous, deadline()}));
     return;
   }
   const int listener = detail::takeListener(rendezvous.secret);
@@ -174,9 +178,15 @@ void TcpBootstrap::Impl::onFrame(Frame& frame) {
   const Lock lock(mutex_);
   const auto& header = frame.header;
   switch (header.type) {
-    case FrameType::ready: ready_ = true; break;
-    case FrameType::result: results_[header.sequence] = std::move(frame.payload); break;
-    case FrameType::left: left_.insert(header.rank); break;
+    case FrameType::ready:
+      ready_ = true;
+      break;
+    case FrameType::result:
+      results_[header.sequence] = std::move(frame.payload);
+      break;
+    case FrameType::left:
+      left_.insert(header.rank);
+      break;
     case FrameType::message:
       inbox_[{header.rank, header.tag}].push_back(std::move(frame.payload));
       break;
@@ -191,7 +201,8 @@ void TcpBootstrap::Impl::onFrame(Frame& frame) {
         failure_ = Failure{static_cast<ErrorCode>(header.tag), header.rank, frame.payloadText()};
       }
       break;
-    default: break;
+    default:
+      break;
   }
   changed_.notify_all();
 }
@@ -219,17 +230,17 @@ void TcpBootstrap::Impl::throwIfFailed() const {
 
 void TcpBootstrap::Impl::timedOut(Lock& lock, const std::string& what, uint64_t sequence) {
   post(Frame::make(FrameType::query, 0, 0, sequence));
-  const bool answered = changed_.wait_for(
-      lock, kQueryLimit, [&] { return missing_.contains(sequence) || failure_; });
+  const bool answered =
+      changed_.wait_for(lock, kQueryLimit, [&] { return missing_.contains(sequence) || failure_; });
   const bool done = sequence == detail::kJoinSequence ? ready_ : results_.contains(sequence);
   if (done) return;  // in the last moment
-  throwIfFailed();  // another rank was quicker to say the same
+  throwIfFailed();   // another rank was quicker to say the same
   const auto& ranks = missing_[sequence];
-  const std::string text = fmt::format(
-      "{} took longer than {:.1f} s: {}", what, seconds(timeout_),
-      answered ? fmt::format("missing rank{} {} of {}", ranks.size() == 1 ? "" : "s",
-                             fmt::join(ranks, ", "), size)
-               : fmt::format("missing rank 0 of {}, which no longer answers", size));
+  const std::string text =
+      fmt::format("{} took longer than {:.1f} s: {}", what, seconds(timeout_),
+                  answered ? fmt::format("missing rank{} {} of {}", ranks.size() == 1 ? "" : "s",
+                                         fmt::join(ranks, ", "), size)
+                           : fmt::format("missing rank 0 of {}, which no longer answers", size));
   failure_ = Failure{ErrorCode::timeout, rank, text};
   post(Frame::text(FrameType::giveUp, rank, static_cast<int>(ErrorCode::timeout),
                    fmt::format("rank {} gave up: {}", rank, text)));
@@ -239,8 +250,8 @@ void TcpBootstrap::Impl::timedOut(Lock& lock, const std::string& what, uint64_t 
 void TcpBootstrap::Impl::collective(const char* what, void* data, size_t bytesPerRank) {
   const size_t total = bytesPerRank * static_cast<size_t>(size);
   check(bytesPerRank <= kMaxMessage / static_cast<size_t>(size), ErrorCode::invalidArgument,
-        "{}: {} bytes from each of {} ranks: at most {} bytes in all; use device memory for more", what,
-        bytesPerRank, size, kMaxMessage);
+        "{}: {} bytes from each of {} ranks: at most {} bytes in all; use device memory for more",
+        what, bytesPerRank, size, kMaxMessage);
   const std::lock_guard oneAtATime(collectiveMutex_);
   const uint64_t sequence = nextSequence_++;
   Lock lock(mutex_);
@@ -249,9 +260,8 @@ void TcpBootstrap::Impl::collective(const char* what, void* data, size_t bytesPe
   const auto* own = static_cast<const std::byte*>(data) + bytesPerRank * static_cast<size_t>(rank);
   if (bytesPerRank != 0) frame.payload.assign(own, own + bytesPerRank);
   post(std::move(frame));
-  const bool came = changed_.wait_until(lock, deadline(), [&] {
-    return results_.contains(sequence) || failure_ || !left_.empty();
-  });
+  const bool came = changed_.wait_until(
+      lock, deadline(), [&] { return results_.contains(sequence) || failure_ || !left_.empty(); });
   if (!came) timedOut(lock, what, sequence);
   const auto result = results_.find(sequence);
   if (result != results_.end()) {
@@ -272,8 +282,8 @@ void TcpBootstrap::Impl::send(const void* data, size_t bytes, int peer, int tag)
   const Lock lock(mutex_);
   throwIfFailed();
   if (left_.contains(peer)) {
-    throw PeerError(peer, fmt::format("rank {}: send: rank {} of {} has left the group", rank, peer,
-                                      size));
+    throw PeerError(
+        peer, fmt::format("rank {}: send: rank {} of {} has left the group", rank, peer, size));
   }
   Frame frame = Frame::make(FrameType::message, peer, tag);
   const auto* from = static_cast<const std::byte*>(data);
@@ -284,18 +294,18 @@ void TcpBootstrap::Impl::send(const void* data, size_t bytes, int peer, int tag)
 void TcpBootstrap::Impl::recv(void* data, size_t bytes, int peer, int tag) {
   Lock lock(mutex_);
   auto& queue = inbox_[{peer, tag}];
-  const bool came = changed_.wait_until(lock, deadline(), [&] {
-    return !queue.empty() || failure_ || left_.contains(peer);
-  });
+  const bool came = changed_.wait_until(
+      lock, deadline(), [&] { return !queue.empty() || failure_ || left_.contains(peer); });
   if (queue.empty()) {
     throwIfFailed();
     if (!came) {
-      throw TimeoutError(fmt::format(
-          "rank {}: recv took longer than {:.1f} s: missing a message with tag {} from rank {} of {}",
-          rank, seconds(timeout_), tag, peer, size));
+      throw TimeoutError(
+          fmt::format("rank {}: recv took longer than {:.1f} s: missing a message with tag {} from "
+                      "rank {} of {}",
+                      rank, seconds(timeout_), tag, peer, size));
     }
-    throw PeerError(peer, fmt::format("rank {}: recv: rank {} of {} has left the group", rank, peer,
-                                      size));
+    throw PeerError(
+        peer, fmt::format("rank {}: recv: rank {} of {} has left the group", rank, peer, size));
   }
   const Bytes message = std::move(queue.front());
   queue.pop_front();
@@ -309,17 +319,24 @@ UniqueId TcpBootstrap::createUniqueId(const std::string& interface) {
   return detail::openRendezvous(interface.empty() ? env().socketInterface : interface).encode();
 }
 
-TcpBootstrap::TcpBootstrap(int rank, int size, const UniqueId& id, std::chrono::milliseconds timeout)
+TcpBootstrap::TcpBootstrap(int rank, int size, const UniqueId& id,
+                           std::chrono::milliseconds timeout)
     : impl_(std::make_unique<Impl>(rank, size, id, timeout)) {}
 
 TcpBootstrap::~TcpBootstrap() = default;
 
-int TcpBootstrap::rank() const { return impl_->rank; }
-int TcpBootstrap::size() const { return impl_->size; }
+int TcpBootstrap::rank() const {
+  return impl_->rank;
+}
+int TcpBootstrap::size() const {
+  return impl_->size;
+}
 void TcpBootstrap::allGather(void* data, size_t bytesPerRank) {
   impl_->collective("allGather", data, bytesPerRank);
 }
-void TcpBootstrap::barrier() { impl_->collective("barrier", nullptr, 0); }
+void TcpBootstrap::barrier() {
+  impl_->collective("barrier", nullptr, 0);
+}
 void TcpBootstrap::send(const void* data, size_t bytes, int peer, int tag) {
   checkPeer("send", peer);
   impl_->send(data, bytes, peer, tag);

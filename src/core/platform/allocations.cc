@@ -6,10 +6,11 @@
 #include <cerrno>
 #include <cstring>
 #include <map>
-#include <mscclpp/env.hpp>
-#include <mscclpp/errors.hpp>
 #include <mutex>
 #include <string_view>
+
+#include <mscclpp/env.hpp>
+#include <mscclpp/errors.hpp>
 
 namespace mscclpp::detail {
 
@@ -27,7 +28,9 @@ Table& table() {
   return *instance;
 }
 
-uintptr_t addressOf(const void* memory) { return reinterpret_cast<uintptr_t>(memory); }
+uintptr_t addressOf(const void* memory) {
+  return reinterpret_cast<uintptr_t>(memory);
+}
 
 /// The allocation that holds all of the range, or nullptr. The table is locked.
 const Allocation* lookUp(const Table& allocations, uintptr_t begin, size_t bytes) {
@@ -79,7 +82,8 @@ Allocation findAllocation(const Device& device, const void* memory, size_t bytes
   check(found != nullptr && found->platform == device.platform() &&
             found->deviceIndex == device.index(),
         ErrorCode::invalidArgument,
-        "{} bytes at {} are not within one allocateExportable() of {} device {}: only such memory can "
+        "{} bytes at {} are not within one allocateExportable() of {} device {}: only such memory "
+        "can "
         "be exported",
         bytes, memory, toString(device.platform()), device.index());
   return *found;
@@ -112,10 +116,11 @@ void checkHandle(const Device& device, const MemoryHandle& handle) {
         "memory of platform {} cannot be mapped for platform {}: all ranks of a group use the same",
         toString(static_cast<Platform>(handle.platform)), toString(device.platform()));
   const std::string_view host(handle.hostId, strnlen(handle.hostId, sizeof(handle.hostId)));
-  check(host == hostId(), ErrorCode::unsupported,
-        "memory of host '{}' cannot be mapped on host '{}': memory channels work within a host only "
-        "(if these are one host, give both processes the same MSCCLPP_HOST_ID)",
-        host, hostId());
+  check(
+      host == hostId(), ErrorCode::unsupported,
+      "memory of host '{}' cannot be mapped on host '{}': memory channels work within a host only "
+      "(if these are one host, give both processes the same MSCCLPP_HOST_ID)",
+      host, hostId());
 }
 
 std::shared_ptr<void> findOwn(const MemoryHandle& handle, int* deviceIndex) {
@@ -123,17 +128,19 @@ std::shared_ptr<void> findOwn(const MemoryHandle& handle, int* deviceIndex) {
   const std::lock_guard lock(table().mutex);
   const Allocation* found = lookUp(table(), handle.pointer, handle.bytes);
   const std::shared_ptr<void> owner = found == nullptr ? nullptr : found->memory.lock();
-  check(owner != nullptr, ErrorCode::invalidState,
-        "the exported memory ({} bytes) of this process has been freed: keep it until all ranks have "
-        "imported it",
-        handle.bytes);
+  check(
+      owner != nullptr, ErrorCode::invalidState,
+      "the exported memory ({} bytes) of this process has been freed: keep it until all ranks have "
+      "imported it",
+      handle.bytes);
   if (deviceIndex != nullptr) *deviceIndex = found->deviceIndex;
   return {owner, reinterpret_cast<void*>(handle.pointer)};
 }
 
 std::string exporterOf(const MemoryHandle& handle) {
-  return fmt::format("process {} of host '{}'", handle.pid,
-                     std::string_view(handle.hostId, strnlen(handle.hostId, sizeof(handle.hostId))));
+  return fmt::format(
+      "process {} of host '{}'", handle.pid,
+      std::string_view(handle.hostId, strnlen(handle.hostId, sizeof(handle.hostId))));
 }
 
 }  // namespace mscclpp::detail

@@ -5,8 +5,9 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <mscclpp/platform.hpp>
 #include <string>
+
+#include <mscclpp/platform.hpp>
 
 namespace mscclpp::detail {
 
@@ -24,14 +25,15 @@ struct Allocation {
   Platform platform = Platform::cpu;
   int deviceIndex = 0;
   char* base = nullptr;
-  size_t bytes = 0;      ///< as asked for
-  int descriptor = -1;   ///< CPU: of the shared memory
-  uint64_t inode = 0;    ///< CPU: of the shared memory
+  size_t bytes = 0;     ///< as asked for
+  int descriptor = -1;  ///< CPU: of the shared memory
+  uint64_t inode = 0;   ///< CPU: of the shared memory
 };
 
 void addAllocation(const Allocation& allocation);
 void removeAllocation(const void* base) noexcept;
-/// The allocation that holds [memory, memory + bytes). @throws Error invalidArgument when none does.
+/// The allocation that holds [memory, memory + bytes). @throws Error invalidArgument when none
+/// does.
 Allocation findAllocation(const Device& device, const void* memory, size_t bytes);
 
 /// A handle with everything filled in but the platform's own part.
@@ -45,6 +47,8 @@ std::shared_ptr<void> findOwn(const MemoryHandle& handle, int* deviceIndex = nul
 /// "process 123 of host x".
 std::string exporterOf(const MemoryHandle& handle);
 
-constexpr size_t roundUp(size_t value, size_t step) { return (value + step - 1) / step * step; }
+constexpr size_t roundUp(size_t value, size_t step) {
+  return (value + step - 1) / step * step;
+}
 
 }  // namespace mscclpp::detail

@@ -3,6 +3,7 @@
 
 #include <functional>
 #include <memory>
+
 #include <mscclpp/platform.hpp>
 
 namespace mscclpp::detail {

@@ -8,13 +8,14 @@
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
-#include <mscclpp/device/cpu/runtime.hpp>
-#include <mscclpp/env.hpp>
-#include <mscclpp/errors.hpp>
 #include <mutex>
 #include <set>
 #include <thread>
 #include <utility>
+
+#include <mscclpp/device/cpu/runtime.hpp>
+#include <mscclpp/env.hpp>
+#include <mscclpp/errors.hpp>
 
 #include "core/platform/allocations.hpp"
 #include "core/platform/backend.hpp"
@@ -100,7 +101,9 @@ class CpuDevice final : public Device {
     return static_cast<size_t>(sysconf(_SC_PHYS_PAGES)) *
            static_cast<size_t>(sysconf(_SC_PAGESIZE));
   }
-  std::shared_ptr<CpuDevice> self() { return std::static_pointer_cast<CpuDevice>(shared_from_this()); }
+  std::shared_ptr<CpuDevice> self() {
+    return std::static_pointer_cast<CpuDevice>(shared_from_this());
+  }
 
   std::mutex mutex_;
   std::set<cpu::Stream*> streams_;  ///< made by createStream
@@ -165,7 +168,7 @@ char* mapShared(int fd, size_t bytes) {
 }
 
 uint64_t inodeOf(int fd) {
-  struct stat status{};
+  struct stat status {};
   if (::fstat(fd, &status) != 0) throw SystemError(errno, "fstat of a shared-memory object");
   return status.st_ino;
 }
@@ -173,7 +176,8 @@ uint64_t inodeOf(int fd) {
 std::shared_ptr<void> CpuDevice::allocateExportable(size_t bytes) {
   const size_t mapped = roundUp(std::max<size_t>(bytes, 1), kPage);
   check(bytes <= physicalBytes(), ErrorCode::outOfMemory,
-        "{} bytes of shared memory: this host has {} bytes of memory in all", bytes, physicalBytes());
+        "{} bytes of shared memory: this host has {} bytes of memory in all", bytes,
+        physicalBytes());
   // An anonymous object: nothing stays behind when the process dies, and /dev/shm may be small.
   Descriptor fd(::memfd_create("mscclpp", MFD_CLOEXEC));
   if (fd.get() < 0) throw SystemError(errno, "memfd_create");
@@ -189,14 +193,20 @@ std::shared_ptr<void> CpuDevice::allocateExportable(size_t bytes) {
     ::munmap(pointer, mapped);
     ::close(descriptor);
   });
-  addAllocation({.memory = memory, .platform = Platform::cpu, .deviceIndex = 0, .base = base,
-                 .bytes = bytes, .descriptor = descriptor, .inode = inode});
+  addAllocation({.memory = memory,
+                 .platform = Platform::cpu,
+                 .deviceIndex = 0,
+                 .base = base,
+                 .bytes = bytes,
+                 .descriptor = descriptor,
+                 .inode = inode});
   return memory;
 }
 
 void* alignedAllocate(size_t bytes) {
   void* memory = std::aligned_alloc(kAlignment, roundUp(std::max<size_t>(bytes, 1), kAlignment));
-  check(memory != nullptr, ErrorCode::outOfMemory, "{} bytes of host memory could not be had", bytes);
+  check(memory != nullptr, ErrorCode::outOfMemory, "{} bytes of host memory could not be had",
+        bytes);
   return memory;
 }
 
@@ -206,7 +216,9 @@ std::shared_ptr<void> CpuDevice::allocatePinned(size_t bytes) {
   return {memory, [device = self()](void* pointer) { std::free(pointer); }};
 }
 
-void* CpuDevice::allocate(size_t bytes, Stream&) { return bytes == 0 ? nullptr : alignedAllocate(bytes); }
+void* CpuDevice::allocate(size_t bytes, Stream&) {
+  return bytes == 0 ? nullptr : alignedAllocate(bytes);
+}
 
 void CpuDevice::release(void* memory, Stream& stream) noexcept {
   if (memory == nullptr) return;
@@ -249,16 +261,17 @@ std::shared_ptr<void> CpuDevice::importMemory(const MemoryHandle& handle) {
   const Descriptor fd(::open(path.c_str(), O_RDWR | O_CLOEXEC));
   if (fd.get() < 0) {
     throw SystemError(
-        errno, fmt::format("cannot open shared memory of {} through {}: it must be alive, of the same "
-                           "user and in the same pid namespace",
-                           exporterOf(handle), path));
+        errno,
+        fmt::format("cannot open shared memory of {} through {}: it must be alive, of the same "
+                    "user and in the same pid namespace",
+                    exporterOf(handle), path));
   }
   check(inodeOf(fd.get()) == handle.inode, ErrorCode::invalidState,
         "the shared memory of {} is gone: {} is something else now", exporterOf(handle), path);
   const size_t mapped = roundUp(std::max<size_t>(handle.allocationBytes, 1), kPage);
-  const std::shared_ptr<void> whole(mapShared(fd.get(), mapped), [device = self(), mapped](void* base) {
-    ::munmap(base, mapped);
-  });
+  const std::shared_ptr<void> whole(
+      mapShared(fd.get(), mapped),
+      [device = self(), mapped](void* base) { ::munmap(base, mapped); });
   return {whole, static_cast<char*>(whole.get()) + handle.offset};
 }
 
@@ -272,6 +285,8 @@ void CpuDevice::checkAsyncErrors() {
 
 }  // namespace
 
-std::shared_ptr<Device> makeCpuDevice() { return std::make_shared<CpuDevice>(); }
+std::shared_ptr<Device> makeCpuDevice() {
+  return std::make_shared<CpuDevice>();
+}
 
 }  // namespace mscclpp::detail

@@ -3,8 +3,9 @@
 
 #include <cuda_runtime_api.h>
 
-#include <mscclpp/errors.hpp>
 #include <string>
+
+#include <mscclpp/errors.hpp>
 
 namespace mscclpp::detail {
 
@@ -12,8 +13,9 @@ namespace mscclpp::detail {
 inline void cudaTry(cudaError_t result, const std::string& what) {
   if (result == cudaSuccess) return;
   static_cast<void>(cudaGetLastError());
-  throw CudaError(static_cast<int>(result), fmt::format("{}: {} ({})", what, cudaGetErrorString(result),
-                                                        cudaGetErrorName(result)));
+  throw CudaError(
+      static_cast<int>(result),
+      fmt::format("{}: {} ({})", what, cudaGetErrorString(result), cudaGetErrorName(result)));
 }
 
 /// For destructors: logs. At the end of the process CUDA may be gone already, which is no error.

@@ -3,11 +3,12 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
-#include <mscclpp/env.hpp>
-#include <mscclpp/errors.hpp>
 #include <mutex>
 #include <set>
 #include <utility>
+
+#include <mscclpp/env.hpp>
+#include <mscclpp/errors.hpp>
 
 #include "core/platform/allocations.hpp"
 #include "core/platform/backend.hpp"
@@ -33,7 +34,8 @@ std::string whyNoDevice(cudaError_t result, int count) {
                              CUDART_VERSION % 1000 / 10);
   }
   if (result == cudaErrorNoDevice || (result == cudaSuccess && count == 0)) {
-    return "no GPU is visible: look at nvidia-smi and CUDA_VISIBLE_DEVICES, or use the platform cpu";
+    return "no GPU is visible: look at nvidia-smi and CUDA_VISIBLE_DEVICES, or use the platform "
+           "cpu";
   }
   return result == cudaSuccess ? "" : cudaGetErrorString(result);
 }
@@ -44,7 +46,8 @@ bool isHostMemory(const void* memory) {
   return attributes.type == cudaMemoryTypeHost || attributes.type == cudaMemoryTypeUnregistered;
 }
 
-/// Peer access is switched on once per process and pair of devices; asking twice is an error to CUDA.
+/// Peer access is switched on once per process and pair of devices; asking twice is an error to
+/// CUDA.
 bool firstAccess(int from, int to) {
   struct Seen {
     std::mutex mutex;
@@ -87,7 +90,9 @@ class CudaDevice final : public Device {
   void leave(int previous) noexcept override {
     if (previous != index()) cudaLog(cudaSetDevice(previous), "cudaSetDevice");
   }
-  static cudaStream_t native(const Stream& stream) { return static_cast<cudaStream_t>(stream.native()); }
+  static cudaStream_t native(const Stream& stream) {
+    return static_cast<cudaStream_t>(stream.native());
+  }
   [[noreturn]] void failAllocation(cudaError_t result, const char* what, size_t bytes) const;
   void enablePeerAccess(int owner, const MemoryHandle& handle) const;
 
@@ -110,7 +115,8 @@ CudaDevice::CudaDevice(int index) : Device(Platform::cuda, index) {
           "cudaDeviceGetAttribute");
   check(pools != 0, ErrorCode::unsupported,
         "{} has no stream-ordered memory pools: this library needs them", properties_.name);
-  cudaTry(cudaStreamCreateWithFlags(&ownStream_, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
+  cudaTry(cudaStreamCreateWithFlags(&ownStream_, cudaStreamNonBlocking),
+          "cudaStreamCreateWithFlags");
   cudaMemPoolProps options{};
   options.allocType = cudaMemAllocationTypePinned;
   options.location.type = cudaMemLocationTypeDevice;
@@ -119,8 +125,8 @@ CudaDevice::CudaDevice(int index) : Device(Platform::cuda, index) {
   uint64_t keepAll = UINT64_MAX;  // memory goes back to the driver only with the pool: no stalls
   cudaTry(cudaMemPoolSetAttribute(pool_, cudaMemPoolAttrReleaseThreshold, &keepAll),
           "cudaMemPoolSetAttribute");
-  // An allocation on one stream must never make it wait for another: that stream's kernel may itself
-  // wait for work that this allocation is for.
+  // An allocation on one stream must never make it wait for another: that stream's kernel may
+  // itself wait for work that this allocation is for.
   int no = 0;
   cudaTry(cudaMemPoolSetAttribute(pool_, cudaMemPoolReuseAllowInternalDependencies, &no),
           "cudaMemPoolSetAttribute");
@@ -136,9 +142,9 @@ CudaDevice::~CudaDevice() {
 }
 
 std::string CudaDevice::describe() const {
-  return fmt::format("cuda {}: {} (sm_{}{}), {} MiB, {} multiprocessors, {}", index(), properties_.name,
-                     properties_.major, properties_.minor, properties_.totalGlobalMem >> 20,
-                     properties_.multiProcessorCount, id_);
+  return fmt::format("cuda {}: {} (sm_{}{}), {} MiB, {} multiprocessors, {}", index(),
+                     properties_.name, properties_.major, properties_.minor,
+                     properties_.totalGlobalMem >> 20, properties_.multiProcessorCount, id_);
 }
 
 void CudaDevice::failAllocation(cudaError_t result, const char* what, size_t bytes) const {
@@ -149,8 +155,8 @@ void CudaDevice::failAllocation(cudaError_t result, const char* what, size_t byt
   size_t available = 0;
   size_t total = 0;
   static_cast<void>(cudaMemGetInfo(&available, &total));
-  fail(ErrorCode::outOfMemory, "{} of {} bytes on cuda device {}: {} of {} bytes are free", what, bytes,
-       index(), available, total);
+  fail(ErrorCode::outOfMemory, "{} of {} bytes on cuda device {}: {} of {} bytes are free", what,
+       bytes, index(), available, total);
 }
 
 std::shared_ptr<void> CudaDevice::allocateExportable(size_t bytes) {
@@ -168,8 +174,13 @@ std::shared_ptr<void> CudaDevice::allocateExportable(size_t bytes) {
       cudaLog(cudaFree(pointer), "cudaFree");
     });
   });
-  addAllocation({.memory = memory, .platform = Platform::cuda, .deviceIndex = index(),
-                 .base = static_cast<char*>(base), .bytes = bytes, .descriptor = -1, .inode = 0});
+  addAllocation({.memory = memory,
+                 .platform = Platform::cuda,
+                 .deviceIndex = index(),
+                 .base = static_cast<char*>(base),
+                 .bytes = bytes,
+                 .descriptor = -1,
+                 .inode = 0});
   cudaTry(cudaMemsetAsync(base, 0, allocated, ownStream_), "cudaMemsetAsync");
   cudaTry(cudaStreamSynchronize(ownStream_), "zeroing device memory");
   return memory;
@@ -180,7 +191,8 @@ std::shared_ptr<void> CudaDevice::allocatePinned(size_t bytes) {
   const RelaxedCapture relaxed;
   void* memory = nullptr;
   const size_t allocated = std::max<size_t>(bytes, 1);
-  const cudaError_t result = cudaHostAlloc(&memory, allocated, cudaHostAllocPortable | cudaHostAllocMapped);
+  const cudaError_t result =
+      cudaHostAlloc(&memory, allocated, cudaHostAllocPortable | cudaHostAllocMapped);
   if (result != cudaSuccess) failAllocation(result, "cudaHostAlloc", bytes);
   std::memset(memory, 0, allocated);
   return {memory, [device = shared_from_this()](void* pointer) {
@@ -233,8 +245,9 @@ Stream CudaDevice::createStream(bool highPriority, int) {
   int highest = 0;
   cudaTry(cudaDeviceGetStreamPriorityRange(&lowest, &highest), "cudaDeviceGetStreamPriorityRange");
   cudaStream_t stream = nullptr;
-  cudaTry(cudaStreamCreateWithPriority(&stream, cudaStreamNonBlocking, highPriority ? highest : lowest),
-          "cudaStreamCreateWithPriority");
+  cudaTry(
+      cudaStreamCreateWithPriority(&stream, cudaStreamNonBlocking, highPriority ? highest : lowest),
+      "cudaStreamCreateWithPriority");
   return Stream(std::make_unique<CudaStream>(shared_from_this(), events_, stream, true));
 }
 
@@ -283,17 +296,19 @@ std::shared_ptr<void> CudaDevice::importMemory(const MemoryHandle& handle) {
     return own;
   }
   check(handle.descriptor == cudaSuccess, ErrorCode::unsupported,
-        "memory of {} ({}) cannot be mapped: CUDA IPC does not work there ({}): run the ranks as threads "
+        "memory of {} ({}) cannot be mapped: CUDA IPC does not work there ({}): run the ranks as "
+        "threads "
         "of one process",
         exporterOf(handle), handle.deviceId,
         cudaGetErrorString(static_cast<cudaError_t>(handle.descriptor)));
   cudaIpcMemHandle_t ipc{};
   std::memcpy(&ipc, handle.ipc, sizeof(ipc));
   void* base = nullptr;
-  cudaTry(cudaIpcOpenMemHandle(&base, ipc, cudaIpcMemLazyEnablePeerAccess),
-          fmt::format("mapping {} bytes of {} ({}) on cuda device {} by CUDA IPC: are both GPUs of one "
-                      "host, with peer access, and do the processes share an IPC namespace?",
-                      handle.allocationBytes, exporterOf(handle), handle.deviceId, index()));
+  cudaTry(
+      cudaIpcOpenMemHandle(&base, ipc, cudaIpcMemLazyEnablePeerAccess),
+      fmt::format("mapping {} bytes of {} ({}) on cuda device {} by CUDA IPC: are both GPUs of one "
+                  "host, with peer access, and do the processes share an IPC namespace?",
+                  handle.allocationBytes, exporterOf(handle), handle.deviceId, index()));
   const std::shared_ptr<void> whole(base, [device = shared_from_this()](void* pointer) {
     runNoThrow("unmapping a peer's memory", [&] {
       const CurrentDevice importer(device->index());

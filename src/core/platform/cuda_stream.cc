@@ -1,7 +1,8 @@
 #include "core/platform/cuda_stream.hpp"
 
-#include <mscclpp/errors.hpp>
 #include <utility>
+
+#include <mscclpp/errors.hpp>
 
 #include "core/platform/cuda_check.hpp"
 

@@ -11,8 +11,8 @@
 
 namespace mscclpp::detail {
 
-/// Native events of one device for reuse: making one costs a driver call. Outlives the device as long
-/// as an event is about.
+/// Native events of one device for reuse: making one costs a driver call. Outlives the device as
+/// long as an event is about.
 class CudaEventPool {
  public:
   explicit CudaEventPool(int deviceIndex) : deviceIndex_(deviceIndex) {}
@@ -48,8 +48,8 @@ class CudaEvent final : public EventBackend {
 
 class CudaStream final : public StreamBackend {
  public:
-  CudaStream(std::shared_ptr<Device> device, std::shared_ptr<CudaEventPool> events, cudaStream_t stream,
-             bool owned)
+  CudaStream(std::shared_ptr<Device> device, std::shared_ptr<CudaEventPool> events,
+             cudaStream_t stream, bool owned)
       : device_(std::move(device)), events_(std::move(events)), stream_(stream), owned_(owned) {}
   ~CudaStream() override;
   void* native() const noexcept override { return stream_; }

@@ -5,7 +5,9 @@
 
 namespace mscclpp::detail {
 
-int cudaDeviceCount() noexcept { return 0; }
+int cudaDeviceCount() noexcept {
+  return 0;
+}
 
 std::shared_ptr<Device> makeCudaDevice(int index) {
   fail(ErrorCode::unsupported,

@@ -1,8 +1,9 @@
 #include <map>
-#include <mscclpp/errors.hpp>
-#include <mscclpp/platform.hpp>
 #include <mutex>
 #include <utility>
+
+#include <mscclpp/errors.hpp>
+#include <mscclpp/platform.hpp>
 
 #include "core/platform/backend.hpp"
 
@@ -18,7 +19,9 @@ Platform parsePlatform(std::string_view name) {
   fail(ErrorCode::invalidArgument, "platform '{}': allowed is one of cpu, cuda", name);
 }
 
-bool Event::query() const { return !backend_ || backend_->query(); }
+bool Event::query() const {
+  return !backend_ || backend_->query();
+}
 
 void Event::synchronize() const {
   if (backend_) backend_->synchronize();
@@ -34,7 +37,9 @@ double Event::elapsedMs(const Event& since) const {
   return backend_->elapsedMs(*since.backend_);
 }
 
-void* Event::native() const noexcept { return backend_ ? backend_->native() : nullptr; }
+void* Event::native() const noexcept {
+  return backend_ ? backend_->native() : nullptr;
+}
 
 Stream::Stream() noexcept = default;
 Stream::Stream(std::unique_ptr<detail::StreamBackend> backend) : backend_(std::move(backend)) {}
@@ -42,20 +47,30 @@ Stream::~Stream() = default;
 Stream::Stream(Stream&&) noexcept = default;
 Stream& Stream::operator=(Stream&&) noexcept = default;
 
-void* Stream::native() const { return backend_->native(); }
-Device& Stream::device() const { return backend_->device(); }
-Event Stream::record(bool timed) { return Event(backend_->record(timed)); }
+void* Stream::native() const {
+  return backend_->native();
+}
+Device& Stream::device() const {
+  return backend_->device();
+}
+Event Stream::record(bool timed) {
+  return Event(backend_->record(timed));
+}
 void Stream::wait(const Event& event) {
   if (!event) return;
   const Platform own = device().platform();
   const bool isHost = own == Platform::cpu && native() == nullptr;
   check(isHost || event.backend()->platform() == own, ErrorCode::invalidArgument,
-        "Stream::wait: a stream of platform {} cannot wait for an event of platform {}", toString(own),
-        toString(event.backend()->platform()));
+        "Stream::wait: a stream of platform {} cannot wait for an event of platform {}",
+        toString(own), toString(event.backend()->platform()));
   backend_->wait(*event.backend());
 }
-void Stream::synchronize() { backend_->synchronize(); }
-void Stream::runOnHost(std::function<void()> action) { backend_->runOnHost(std::move(action)); }
+void Stream::synchronize() {
+  backend_->synchronize();
+}
+void Stream::runOnHost(std::function<void()> action) {
+  backend_->runOnHost(std::move(action));
+}
 
 std::shared_ptr<Device> Device::open(Platform platform, int index) {
   struct Opened {

@@ -23,7 +23,7 @@ struct ThreadPosition {
 ThreadPosition position();
 unsigned threadIndex();
 
-enum class CollectiveOp : uint8_t { Shuffle, Ballot, Sync };
+enum class CollectiveOp : uint8_t { shuffle, ballot, sync };
 /// Shuffle: returns `value` of `sourceLane`; Ballot: a mask of the lanes whose `value` is not 0.
 uint64_t warpCollective(CollectiveOp op, uint32_t mask, uint64_t value, unsigned sourceLane,
                         const Site& site);

@@ -56,14 +56,14 @@ T fromWord(uint64_t word) {
 
 template <class T>
 T shuffle(T value, int sourceLane, unsigned mask = kFullMask, Site site = Site::current()) {
-  return detail::fromWord<T>(detail::warpCollective(detail::CollectiveOp::Shuffle, mask,
+  return detail::fromWord<T>(detail::warpCollective(detail::CollectiveOp::shuffle, mask,
                                                     detail::toWord(value),
                                                     static_cast<unsigned>(sourceLane) & 31u, site));
 }
 template <class T>
 T shuffleXor(T value, int laneMask, unsigned mask = kFullMask, Site site = Site::current()) {
   const unsigned source = (laneId() ^ static_cast<unsigned>(laneMask)) & 31u;
-  return detail::fromWord<T>(detail::warpCollective(detail::CollectiveOp::Shuffle, mask,
+  return detail::fromWord<T>(detail::warpCollective(detail::CollectiveOp::shuffle, mask,
                                                     detail::toWord(value), source, site));
 }
 /// The value of lane - delta; lanes below delta keep their own.
@@ -72,12 +72,12 @@ T shuffleUp(T value, int delta, unsigned mask = kFullMask, Site site = Site::cur
   const unsigned lane = laneId();
   const unsigned source =
       lane >= static_cast<unsigned>(delta) ? lane - static_cast<unsigned>(delta) : lane;
-  return detail::fromWord<T>(detail::warpCollective(detail::CollectiveOp::Shuffle, mask,
+  return detail::fromWord<T>(detail::warpCollective(detail::CollectiveOp::shuffle, mask,
                                                     detail::toWord(value), source, site));
 }
 inline unsigned ballot(bool predicate, unsigned mask = kFullMask, Site site = Site::current()) {
   return static_cast<unsigned>(
-      detail::warpCollective(detail::CollectiveOp::Ballot, mask, predicate ? 1 : 0, 0, site));
+      detail::warpCollective(detail::CollectiveOp::ballot, mask, predicate ? 1 : 0, 0, site));
 }
 inline bool any(bool predicate, unsigned mask = kFullMask, Site site = Site::current()) {
   return ballot(predicate, mask, site) != 0;
@@ -86,7 +86,7 @@ inline bool all(bool predicate, unsigned mask = kFullMask, Site site = Site::cur
   return ballot(!predicate, mask, site) == 0;
 }
 inline void syncWarp(unsigned mask = kFullMask, Site site = Site::current()) {
-  detail::warpCollective(detail::CollectiveOp::Sync, mask, 0, 0, site);
+  detail::warpCollective(detail::CollectiveOp::sync, mask, 0, 0, site);
 }
 
 inline void syncBlock(Site site = Site::current()) {

@@ -6,7 +6,9 @@ docs/python.md of the project explains it.
 try:
     import torch as _torch  # noqa: F401
 except ModuleNotFoundError as _error:
-    raise ModuleNotFoundError("mscclpp.ext.ep works on torch tensors: pip install torch") from _error
+    raise ModuleNotFoundError(
+        "mscclpp.ext.ep works on torch tensors: pip install torch"
+    ) from _error
 
 from .buffer import Buffer
 from .config import Config

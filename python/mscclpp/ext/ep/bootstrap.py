@@ -9,7 +9,9 @@ from .errors import EpError, EpInvalidArgument
 from .place import Place
 
 
-def join(group: Any, comm: Any, bootstrap: Any, place: Place, timeout: float) -> _cpp.Bootstrap:
+def join(
+    group: Any, comm: Any, bootstrap: Optional[_cpp.Bootstrap], place: Place, timeout: float
+) -> _cpp.Bootstrap:
     """The group of ranks as the C++ library needs it. Collective.
 
     Rank 0 opens a socket, the group carries its address and a secret to the others, and TCP does the
@@ -46,9 +48,9 @@ def rank_and_size(group: Any, comm: Any) -> Tuple[int, int]:
     )
 
 
-def _all_gather(group: Any, comm: Any, size: int, mine: Any) -> List[Any]:
+def _all_gather(group: Any, comm: Any, size: int, mine: Any) -> Any:
     if group is None:
         return comm.allgather(mine)
-    everyone: List[Optional[Any]] = [None] * size
+    everyone: List[Any] = [None] * size
     dist.all_gather_object(everyone, mine, group)
     return everyone

@@ -1,26 +1,27 @@
 """The Buffer: deep_ep's interface to dispatch and combine."""
 
-import collections
 import warnings
 import weakref
-from typing import Any, Deque, List, Optional, Sequence, Tuple, Union
+from typing import Any, List, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.distributed as dist
 
 from . import _cpp
 from .bootstrap import join
+from .calls import InFlight, Inputs, pair, stream_order
 from .config import Config, combine_config, dispatch_config
 from .errors import EpInvalidArgument, EpInvalidState, EpUnsupported
 from .event import EventHandle, EventOverlap
 from .handle import DispatchHandle, native_handle
-from .place import DeviceLike, capturing, choose_place
-from .tensors import dtype_to_cpp, to_cpp, to_torch
+from .place import DeviceLike, choose_place
+from .tensors import dtype_to_cpp, to_cpp, to_torch, to_torch_if_any
+from .unsupported import NotYet
 
 TensorOrPair = Union[torch.Tensor, Tuple[torch.Tensor, torch.Tensor]]
 
 
-class Buffer:
+class Buffer(NotYet):
     """Expert-parallel communication among the ranks of a group: dispatch sends every token to the
     ranks that host its experts, combine brings the experts' outputs back and adds them.
 
@@ -111,9 +112,7 @@ class Buffer:
         self.low_latency_mode = low_latency_mode
         self.explicitly_destroy = explicitly_destroy
         self.enable_shrink = enable_shrink
-        # Inputs of asynchronous calls, until the communication has read them.
-        self._in_flight: Deque[Tuple[_cpp.Event, List[_cpp.Tensor]]] = collections.deque()
-        self._captured: List[List[_cpp.Tensor]] = []
+        self._in_flight = InFlight(self._place)
         self.runtime = _cpp.Buffer(joined, options)
 
     def destroy(self) -> None:
@@ -124,7 +123,6 @@ class Buffer:
         if runtime is not None:
             runtime.destroy()
             self._in_flight.clear()
-            self._captured.clear()
 
     def __del__(self) -> None:
         runtime = getattr(self, "runtime", None)
@@ -169,13 +167,6 @@ class Buffer:
         """The recommended Config of combine, for any number of ranks."""
         return combine_config(Buffer.num_sms, num_ranks)
 
-    @staticmethod
-    def get_low_latency_rdma_size_hint(
-        num_max_dispatch_tokens_per_rank: int, hidden: int, num_ranks: int, num_experts: int
-    ) -> int:
-        """Raises EpUnsupported: there are no low-latency kernels yet."""
-        raise _no_low_latency("get_low_latency_rdma_size_hint")
-
     # ---- memory and streams ----------------------------------------------------------------
 
     def get_comm_stream(self) -> Any:
@@ -185,19 +176,6 @@ class Buffer:
         if not self._place.is_cuda:
             return torch.cpu.current_stream()
         return torch.cuda.ExternalStream(runtime.comm_stream(), device=self.device)
-
-    def get_local_buffer_tensor(
-        self,
-        dtype: torch.dtype,
-        size: Optional[torch.Size] = None,
-        offset: int = 0,
-        use_rdma_buffer: bool = False,
-    ) -> torch.Tensor:
-        """Raises EpUnsupported: the buffer holds the library's flags and other tensors."""
-        raise EpUnsupported(
-            "get_local_buffer_tensor: the buffer is not open to callers; empty_in_pool() gives "
-            "peer-mapped memory"
-        )
 
     def empty_in_pool(
         self, shape: Sequence[int], dtype: torch.dtype = torch.bfloat16
@@ -212,9 +190,7 @@ class Buffer:
         cpp_dtype = dtype_to_cpp(dtype, f"dtype = {dtype}")
         extents = [int(extent) for extent in shape]
         made = runtime.create_tensor(cpp_dtype, extents, self._place.compute_stream())
-        result = to_torch(made, torch.bool if dtype == torch.bool else None)
-        assert result is not None
-        return result
+        return to_torch(made, torch.bool if dtype == torch.bool else None)
 
     def in_pool(self, tensor: torch.Tensor) -> bool:
         """Whether peers can read this tensor in place."""
@@ -236,9 +212,7 @@ class Buffer:
         allocate_on_comm_stream: bool = False,
         *,
         expert_map: Optional[_cpp.ExpertMap] = None,
-    ) -> Tuple[
-        torch.Tensor, Optional[torch.Tensor], torch.Tensor, torch.Tensor, EventOverlap
-    ]:
+    ) -> Tuple[torch.Tensor, Optional[torch.Tensor], torch.Tensor, torch.Tensor, EventOverlap]:
         """Counts where this rank's tokens go. Local, does not block (on the CPU, only when
         async_finish is set).
 
@@ -256,12 +230,14 @@ class Buffer:
             event: after the work; empty unless async_finish.
         """
         runtime = self._alive()
-        request, inputs = _cpp.LayoutRequest(), _Inputs()
+        request, inputs = _cpp.LayoutRequest(), Inputs()
         request.topk_idx = inputs.add("topk_idx", topk_idx)
         request.num_experts = num_experts
         if expert_map is not None:
             request.expert_map = expert_map
-        request.order = self._order(previous_event, async_finish, allocate_on_comm_stream)
+        request.order = stream_order(
+            self._place, previous_event, async_finish, allocate_on_comm_stream
+        )
         result = runtime.get_dispatch_layout(request)
         event = self._finish(result.event, async_finish, inputs)
         return (
@@ -339,9 +315,9 @@ class Buffer:
                 "num_tokens_per_rdma_rank is set: dispatch between nodes does not exist yet; "
                 "get_dispatch_layout returns None for it"
             )
-        request, inputs = _cpp.DispatchRequest(), _Inputs()
-        x, x_scales = _pair(x)
-        request.x = inputs.add("x", x)
+        request, inputs = _cpp.DispatchRequest(), Inputs()
+        values, x_scales = pair(x)
+        request.x = inputs.add("x", values)
         if x_scales is not None:
             request.x_scales = inputs.add("x_scales", x_scales)
         if handle is not None:
@@ -366,7 +342,9 @@ class Buffer:
             request.expert_alignment = expert_alignment
             request.num_worst_tokens = num_worst_tokens
         request.config = self.get_dispatch_config(self.group_size) if config is None else config
-        request.order = self._order(previous_event, async_finish, allocate_on_comm_stream)
+        request.order = stream_order(
+            self._place, previous_event, async_finish, allocate_on_comm_stream
+        )
         result = runtime.dispatch(request)
         event = self._finish(result.event, async_finish, inputs)
         recv_x: Any = to_torch(result.recv_x)
@@ -376,8 +354,8 @@ class Buffer:
             return recv_x, None, None, None, None, event
         return (
             recv_x,
-            to_torch(result.recv_topk_idx),
-            to_torch(result.recv_topk_weights),
+            to_torch_if_any(result.recv_topk_idx),
+            to_torch_if_any(result.recv_topk_weights),
             list(result.num_recv_tokens_per_expert),
             DispatchHandle(result.handle, to_torch(result.recv_tokens_per_expert)),
             event,
@@ -413,124 +391,51 @@ class Buffer:
             event: after the work; empty unless async_finish.
         """
         runtime = self._alive()
-        request, inputs = _cpp.CombineRequest(), _Inputs()
+        request, inputs = _cpp.CombineRequest(), Inputs()
         request.x = inputs.add("x", x)
         request.handle = native_handle(handle)
         if topk_weights is not None:
             request.topk_weights = inputs.add("topk_weights", topk_weights)
-        bias_0, bias_1 = (None, None) if bias is None else _pair(bias)
+        bias_0, bias_1 = (None, None) if bias is None else pair(bias)
         if bias_0 is not None:
             request.bias_0 = inputs.add("bias", bias_0)
         if bias_1 is not None:
             request.bias_1 = inputs.add("bias", bias_1)
         request.config = self.get_combine_config(self.group_size) if config is None else config
-        request.order = self._order(previous_event, async_finish, allocate_on_comm_stream)
+        request.order = stream_order(
+            self._place, previous_event, async_finish, allocate_on_comm_stream
+        )
         result = runtime.combine(request)
         event = self._finish(result.event, async_finish, inputs)
-        combined = to_torch(result.x)
-        assert combined is not None
-        return combined, to_torch(result.topk_weights), event
-
-    # ---- deep_ep's other families: named, so that callers get a clear answer ----------------
-
-    def internode_dispatch(self, *args: Any, **kwargs: Any) -> Any:
-        """Raises EpUnsupported; call dispatch()."""
-        raise EpUnsupported("internode_dispatch: dispatch between nodes does not exist yet")
-
-    def internode_combine(self, *args: Any, **kwargs: Any) -> Any:
-        """Raises EpUnsupported; call combine()."""
-        raise EpUnsupported("internode_combine: combine between nodes does not exist yet")
-
-    def low_latency_dispatch(self, *args: Any, **kwargs: Any) -> Any:
-        """Raises EpUnsupported."""
-        raise _no_low_latency("low_latency_dispatch")
-
-    def low_latency_combine(self, *args: Any, **kwargs: Any) -> Any:
-        """Raises EpUnsupported."""
-        raise _no_low_latency("low_latency_combine")
-
-    def clean_low_latency_buffer(self, *args: Any, **kwargs: Any) -> None:
-        """Raises EpUnsupported."""
-        raise _no_low_latency("clean_low_latency_buffer")
+        return to_torch(result.x), to_torch_if_any(result.topk_weights), event
 
     # ---- inside ----------------------------------------------------------------------------
 
     def _alive(self) -> _cpp.Buffer:
         if self.runtime is None:
             raise EpInvalidState("the Buffer was destroyed: make a new one to dispatch or combine")
-        if not capturing(self._place):
-            while self._in_flight and self._in_flight[0][0].query():
-                self._in_flight.popleft()
+        self._in_flight.retire()
         return self.runtime
 
-    def _order(
-        self, previous_event: Optional[EventOverlap], async_finish: bool, on_comm_stream: bool
-    ) -> _cpp.StreamOrder:
-        event = getattr(previous_event, "event", previous_event)
-        native = _cpp.Event()
-        if isinstance(event, EventHandle):
-            if event._place.platform == self._place.platform:
-                native = event._native
-            else:  # captured on the other platform: no stream here can wait for it
-                event.synchronize()
-        elif event is not None:
-            raise EpInvalidArgument(
-                f"previous_event is a {type(previous_event).__name__}: it must be an EventOverlap"
-            )
-        return _cpp.StreamOrder(
-            self._place.compute_stream(), native, bool(async_finish), bool(on_comm_stream)
-        )
-
-    def _finish(self, native: _cpp.Event, async_finish: bool, inputs: "_Inputs") -> EventOverlap:
-        """The event to return. Until it is reached by the current stream, somebody must hold the
-        inputs; a synchronous call leaves that to the order of the stream."""
+    def _finish(self, native: _cpp.Event, async_finish: bool, inputs: Inputs) -> EventOverlap:
+        """The event to return. Until the current stream has reached it somebody must hold the
+        inputs; for a synchronous call the order of the stream sees to that."""
         if not async_finish:
             if not self._place.is_cuda:  # everything is done: say at once what went wrong
                 self._alive().check_health()
             return EventOverlap()
-        held, made_on = inputs.tensors, self._place.compute_stream()
-        if capturing(self._place):
-            self._captured.append(held)  # a replay reads them again
-        else:
-            self._in_flight.append((native, held))
-        myself = weakref.ref(self)
+        waited, myself = self._in_flight.hold(native, inputs), weakref.ref(self)
 
         def on_wait(stream: int) -> None:
+            waited(stream)
             buffer = myself()
-            if buffer is None:
-                return
-            if stream == made_on and not capturing(buffer._place):
-                held.clear()  # whoever gets the memory next comes after the communication
-            if not buffer._place.is_cuda and buffer.runtime is not None:
+            if buffer is not None and buffer.runtime is not None and not buffer._place.is_cuda:
                 buffer.runtime.check_health()
 
         return EventOverlap(EventHandle._of(native, self._place, on_wait))
-
-
-class _Inputs:
-    """The tensors of one call, in the library's form; holding them holds their memory."""
-
-    def __init__(self) -> None:
-        self.tensors: List[_cpp.Tensor] = []
-
-    def add(self, name: str, tensor: torch.Tensor) -> _cpp.Tensor:
-        self.tensors.append(to_cpp(name, tensor))
-        return self.tensors[-1]
-
-
-def _pair(x: Any) -> Tuple[Any, Any]:
-    if not isinstance(x, (tuple, list)):
-        return x, None
-    if len(x) != 2:
-        raise EpInvalidArgument(f"a tuple of {len(x)} was passed: one tensor or a pair is allowed")
-    return x[0], x[1]
 
 
 def _whole(name: str, value: int) -> int:
     if value != int(value) or value < 0:
         raise EpInvalidArgument(f"{name} = {value}: it must be a whole number of bytes, 0 or more")
     return int(value)
-
-
-def _no_low_latency(name: str) -> EpUnsupported:
-    return EpUnsupported(f"{name}: low-latency kernels do not exist yet")

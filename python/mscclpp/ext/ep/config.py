@@ -1,5 +1,7 @@
 """Tuning of the calls, with deep_ep's names."""
 
+from typing import Tuple
+
 from ._cpp import Config
 
 __all__ = ["Config", "dispatch_config", "combine_config"]
@@ -29,7 +31,7 @@ _COMBINE_CHUNKS = (
 )
 
 
-def _pick(table, num_sms: int, num_ranks: int) -> Config:
+def _pick(table: Tuple[Tuple[int, ...], ...], num_sms: int, num_ranks: int) -> Config:
     for up_to, *chunks in table:
         if num_ranks <= up_to:
             return Config(num_sms, *chunks)

@@ -1,7 +1,5 @@
 """What a dispatch leaves for the combine and the cached dispatches that follow it."""
 
-from typing import Optional
-
 import torch
 
 from . import _cpp
@@ -32,12 +30,12 @@ class DispatchHandle:
         return self._native.num_recv_tokens
 
     @property
-    def recv_source_tokens(self) -> Optional[torch.Tensor]:
+    def recv_source_tokens(self) -> torch.Tensor:
         """`[num_recv_tokens]` int32: each row's index at the rank that sent it."""
         return to_torch(self._native.recv_source_tokens())
 
     @property
-    def rank_offsets(self) -> Optional[torch.Tensor]:
+    def rank_offsets(self) -> torch.Tensor:
         """`[ranks + 1]` int32: the first row of every source rank, and their number."""
         return to_torch(self._native.rank_offsets())
 

@@ -46,15 +46,17 @@ def to_cpp(name: str, tensor: torch.Tensor) -> _cpp.Tensor:
     return _cpp.Tensor(dlpack.to_dlpack(plain), dtype)
 
 
-def to_torch(tensor: _cpp.Tensor, dtype: Optional[torch.dtype] = None) -> Optional[torch.Tensor]:
-    """A torch tensor that owns a share of the memory; None for an absent tensor. `dtype` says what
-    bytes mean (bool)."""
-    if not tensor:
-        return None
+def to_torch(tensor: _cpp.Tensor, dtype: Optional[torch.dtype] = None) -> torch.Tensor:
+    """A torch tensor that owns a share of the memory. `dtype` says what bytes mean (bool)."""
     result = dlpack.from_dlpack(tensor.to_dlpack())
     if tensor.dtype == _D.e4m3:
         return result.view(torch.float8_e4m3fn)
     return result if dtype is None else result.view(dtype)
+
+
+def to_torch_if_any(tensor: _cpp.Tensor) -> Optional[torch.Tensor]:
+    """As above; None for an absent tensor."""
+    return to_torch(tensor) if tensor else None
 
 
 def _short(dtype: torch.dtype) -> str:

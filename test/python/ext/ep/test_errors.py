@@ -210,7 +210,9 @@ def _bad_expert(me):
         world.inputs[1].topk_idx[3, 1] = 77
     buffer = ep.Buffer(me.group, 1 << 20, comm=me.comm, device=me.device, timeout=20)
     sent, routing = _dispatch_args(me, buffer, world)
-    with pytest.raises(ep.EpInvalidArgument, match=r"rank 1 passed expert id 77.*allowed are 0 .. 7"):
+    with pytest.raises(
+        ep.EpInvalidArgument, match=r"rank 1 passed expert id 77.*allowed are 0 .. 7"
+    ):
         buffer.dispatch(sent.x, **routing)
     me.barrier()
 

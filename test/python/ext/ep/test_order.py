@@ -68,7 +68,9 @@ def _does_not_block(me):
     world = World(SHAPE)
     with me.buffer() as buffer:
         sent, out = me.put(world.inputs[me.rank]), me.put(world.outputs[me.rank])
-        handle = buffer.dispatch(sent.payload, **routing_of(layout_of(buffer, world, sent), sent))[4]
+        handle = buffer.dispatch(sent.payload, **routing_of(layout_of(buffer, world, sent), sent))[
+            4
+        ]
         me.synchronize()
         if me.rank == 1:
             me.barrier()
@@ -180,9 +182,7 @@ def _chain(me):
     with me.buffer() as first, me.buffer() as second:
         sent = me.put(world.inputs[me.rank])
         layout = layout_of(first, world, sent)
-        handles = [
-            b.dispatch(sent.payload, **routing_of(layout, sent))[4] for b in (first, second)
-        ]
+        handles = [b.dispatch(sent.payload, **routing_of(layout, sent))[4] for b in (first, second)]
         out = me.put(world.outputs[me.rank])
         wanted = [world.combined(rank) for rank in range(me.size)]
         got = world.received[me.rank]
