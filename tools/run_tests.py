@@ -144,7 +144,8 @@ def stage_python(stage):
     stage.run(
         [python, "-m", "pip", "install", "--disable-pip-version-check", "--no-deps"]
         + ["--no-build-isolation", "--force-reinstall", "-v" if stage.options.verbose else "-q"]
-        + ["-C", "build-dir=build/python", "-C", f"cmake.define.MSCCLPP_USE_CUDA={cuda}", "."]
+        + ["--config-settings=build-dir=build/python"]
+        + [f"--config-settings=cmake.define.MSCCLPP_USE_CUDA={cuda}", "."]
     )
     report = ROOT / "build" / "report-python.xml"
     report.unlink(missing_ok=True)

@@ -1,12 +1,11 @@
-// Whole sequences of calls, enqueued without any host wait in between, on small shapes: in order and
-// under seeded chaos (late copies, frozen warps, blocks and ranks). Under TSan every missing order is a
-// report. tools/mutation.py asks these tests whether a synchronisation is needed.
-#include "ep/manual.hpp"
-#include "ep/scenario.hpp"
-#include "ext/ep/group.hpp"
-
+// Whole sequences of calls, enqueued without any host wait in between, on small shapes: in order
+// and under seeded chaos (late copies, frozen warps, blocks and ranks). Under TSan every missing
+// order is a report. tools/mutation.py asks these tests whether a synchronisation is needed.
 #include <algorithm>
 #include <chrono>
+
+#include "ep/manual.hpp"
+#include "ep/scenario.hpp"
 
 namespace mscclpp::ep::testing {
 namespace {
@@ -32,7 +31,9 @@ WorldSpec smallWorld(std::uint64_t seed, std::uint64_t which = 0) {
           .seed = reference::mix({seed, which})};
 }
 
-int worstOf(const World& world) { return std::max({world.maxRows(), world.maxTokens(), 1}) + 2; }
+int worstOf(const World& world) {
+  return std::max({world.maxRows(), world.maxTokens(), 1}) + 2;
+}
 
 /// What one rank got, to be checked after the run.
 struct Outcome {
@@ -55,13 +56,16 @@ std::unique_ptr<ManualGroup> groupFor(const std::vector<const World*>& worlds,
   return group;
 }
 
-BufferOptions pooled() { return testOptions(std::size_t{1} << 20); }
+BufferOptions pooled() {
+  return testOptions(std::size_t{1} << 20);
+}
 /// No pool: dispatch in windows of some rows, combine in waves of 8 tokens.
 BufferOptions unpooled(int ranks, int hidden) {
   BufferOptions options = testOptions();
   const auto peers = static_cast<std::size_t>(ranks - 1);
   const std::size_t row = static_cast<std::size_t>(hidden) * 2 + 16;
-  options.stagingBytes = options.numNvlBytes = 2048 + (8 * row + 16) * std::max<std::size_t>(peers, 1);
+  options.stagingBytes = options.numNvlBytes =
+      2048 + (8 * row + 16) * std::max<std::size_t>(peers, 1);
   return options;
 }
 
@@ -94,7 +98,8 @@ TEST(EpSequence, TwoHandlesInterleaved) {
     const DispatchCase sendB{
         .id = 2, .hidden = 264, .dtype = DType::e4m3, .numSms = 2, .worst = worstOf(b)};
     const CombineCase backB{.id = 3, .hidden = 16, .numSms = 2};
-    const CombineCase backA{.id = 4, .hidden = 40, .inPool = false, .weightColumns = 1, .numSms = 1};
+    const CombineCase backA{
+        .id = 4, .hidden = 40, .inPool = false, .weightColumns = 1, .numSms = 1};
     const CombineCase againB{.id = 5, .hidden = 264, .biases = 2, .numSms = 2};
     const auto group = groupFor({&a, &b}, pooled());
     Outcomes got(static_cast<std::size_t>(a.ranks()));
@@ -124,8 +129,8 @@ TEST(EpSequence, TwoHandlesInterleaved) {
   });
 }
 
-/// Nothing fits into the pool: several windows per dispatch, several waves per combine, the staging area
-/// used again at once.
+/// Nothing fits into the pool: several windows per dispatch, several waves per combine, the staging
+/// area used again at once.
 TEST(EpSequence, StagedInWindowsAndWaves) {
   underAllSchedules([](std::uint64_t seed, const RuntimeConfig& config) {
     WorldSpec spec = smallWorld(seed);
@@ -203,13 +208,14 @@ TEST(EpSequence, WideRowsAndMixedStaging) {
   });
 }
 
-/// An exact handle, made before, replayed and combined again and again while routings of other calls
-/// come in between; outputs are dropped at once, so that the pool's memory goes round.
+/// An exact handle, made before, replayed and combined again and again while routings of other
+/// calls come in between; outputs are dropped at once, so that the pool's memory goes round.
 TEST(EpSequence, ChainWithPoolReuse) {
   underAllSchedules([](std::uint64_t seed, const RuntimeConfig& config) {
     const World fixed(smallWorld(seed));
     std::vector<std::unique_ptr<World>> worlds;
-    for (std::uint64_t i = 1; i <= 4; ++i) worlds.push_back(std::make_unique<World>(smallWorld(seed, i)));
+    for (std::uint64_t i = 1; i <= 4; ++i)
+      worlds.push_back(std::make_unique<World>(smallWorld(seed, i)));
     BufferOptions options = testOptions();
     options.stagingBytes = 16384;
     options.numNvlBytes = options.stagingBytes + 16384;
@@ -310,77 +316,6 @@ TEST(EpSequence, OneRank) {
       expectDispatch(rank, world, send, got[0].sent[0]);
       expectDispatch(rank, world, fp8, got[0].sent[1]);
       expectCombine(rank, world, back, got[0].combined[0]);
-    });
-  });
-}
-
-/// The benchmark's plain copy: out to the places where dispatch puts the rows, and back.
-TEST(EpSequence, CopyRowsOutAndBack) {
-  underAllSchedules([](std::uint64_t seed, const RuntimeConfig& config) {
-    WorldSpec spec = smallWorld(seed);
-    spec.tokens = {40, 9};
-    spec.pattern = Pattern::uniform;
-    const World world(spec);
-    constexpr int kRowBytes = 48;
-    ManualGroup group(world.ranks(), testOptions(1 << 16));
-    Meeting meeting(world.ranks());
-    std::vector<std::shared_ptr<Group>> heaps(static_cast<std::size_t>(world.ranks()));
-    group.inThreads([&](RankContext& rank) {
-      heaps[static_cast<std::size_t>(rank.rank())] =
-          std::make_shared<Group>(meeting.bootstrap(rank.rank()), testOptions(1 << 18));
-    });
-    std::vector<Tensor> back(heaps.size());
-    ASSERT_TRUE(group.run(config, [&](RankContext& rank) {
-      const int me = rank.rank(), tokens = world.tokens(me);
-      const auto at = static_cast<std::size_t>(me);
-      std::vector<std::int32_t> position, sendStart;
-      for (int r = 0; r < world.ranks(); ++r) {
-        sendStart.push_back(world.received(r).rankOffset[at]);
-      }
-      for (int t = 0; t < tokens; ++t) {
-        for (int r = 0; r < world.ranks(); ++r) {
-          const int row = world.received(r).rowOf(me, t);
-          position.push_back(row < 0 ? -1 : row - sendStart[static_cast<std::size_t>(r)]);
-        }
-      }
-      const Tensor x = rank.upload(DType::u8, {tokens, kRowBytes},
-                                   reference::keyedBytes({1, me, 0}, tokens, kRowBytes));
-      const Tensor positions = rank.upload(DType::i32, {tokens, world.ranks()}, position);
-      const Tensor starts = rank.upload(DType::i32, {world.ranks()}, sendStart);
-      back[at] = rank.empty(DType::u8, x.shape);
-      CopyRowsArgs args;
-      args.group = heaps[at]->args();
-      args.group.wait.limitNs = 0;
-      args.rowBytes = kRowBytes;
-      args.tokens = tokens;
-      args.position = positions.as<const std::int32_t>();
-      args.sendStart = starts.as<const std::int32_t>();
-      args.heapOffset = heaps[at]->plan().pool();
-      for (const bool pull : {false, true}) {
-        args.x = (pull ? back[at] : x).as<const char>();
-        args.pull = pull;
-        heaps[at]->kernels().copyRows(args, 2, rank.compute().native());
-      }
-    })) << group.failure();
-    group.forEach([&](RankContext& rank) {
-      const int me = rank.rank();
-      const auto at = static_cast<std::size_t>(me);
-      const auto& rows = world.received(me).rows;
-      std::vector<std::uint8_t> expected, actual(rows.size() * kRowBytes);
-      for (const auto& source : rows) {
-        const auto row = reference::keyedBytes({1, source.rank, source.token}, 1, kRowBytes);
-        expected.insert(expected.end(), row.begin(), row.end());
-      }
-      std::memcpy(actual.data(), heaps[at]->heap() + heaps[at]->plan().pool(), actual.size());
-      expectSame("rows written by the peers", expected, actual, kRowBytes);
-      const auto read = rank.download<std::uint8_t>(back[at]);
-      for (int t = 0; t < world.tokens(me); ++t) {
-        bool sent = false;
-        for (int r = 0; r < world.ranks(); ++r) sent = sent || world.received(r).rowOf(me, t) >= 0;
-        const auto first = read.begin() + static_cast<std::ptrdiff_t>(t) * kRowBytes;
-        const auto row = reference::keyedBytes({1, me, t}, 1, kRowBytes);
-        EXPECT_TRUE(!sent || std::equal(row.begin(), row.end(), first)) << "token " << t;
-      }
     });
   });
 }

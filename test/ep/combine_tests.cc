@@ -84,7 +84,8 @@ std::vector<std::uint16_t> runExperts(const World& world, int rank, int hidden,
       for (std::size_t k = 0; k < topk; ++k) {
         const std::int64_t local = topkIdx[row * topk + k];
         if (local < 0) continue;
-        const auto e = static_cast<float>(world.placement().expertAt(rank, static_cast<int>(local)));
+        const auto e =
+            static_cast<float>(world.placement().expertAt(rank, static_cast<int>(local)));
         sum += weights[row * topk + k] * (in * (1 + e) + e);
       }
       y.push_back(reference::floatToBf16(sum));
@@ -101,13 +102,15 @@ TEST(EpLayer, EveryExpertComputesSomethingElse) {
     const DispatchCase send{.hidden = kHidden};
     runRanks(4, testOptions(), [&](RankContext& rank) {
       const DispatchResult sent = dispatch(rank, world, send);
-      const auto y = runExperts(world, rank.rank(), kHidden, rank.download<std::uint16_t>(sent.recvX),
-                                rank.download<std::int64_t>(sent.recvTopkIdx),
-                                rank.download<float>(sent.recvTopkWeights));
+      const auto y =
+          runExperts(world, rank.rank(), kHidden, rank.download<std::uint16_t>(sent.recvX),
+                     rank.download<std::int64_t>(sent.recvTopkIdx),
+                     rank.download<float>(sent.recvTopkWeights));
       CombineRequest request;
       request.handle = sent.handle;
       request.order = rank.order();
-      request.x = rank.buffer().createTensor(DType::bf16, sent.recvX.shape, request.order.computeStream);
+      request.x =
+          rank.buffer().createTensor(DType::bf16, sent.recvX.shape, request.order.computeStream);
       rank.uploadTo(request.x, y);
       const CombineResult combined = rank.buffer().combine(request);
 

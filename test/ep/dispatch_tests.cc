@@ -1,6 +1,6 @@
-#include "ep/scenario.hpp"
-
 #include <algorithm>
+
+#include "ep/scenario.hpp"
 
 namespace mscclpp::ep::testing {
 namespace {
@@ -23,7 +23,8 @@ TEST_P(EpDispatch, EveryPatternInEveryFormat) {
         {.id = 2, .hidden = 136, .withTopk = false, .numSms = 2, .alignment = 7},
     };
     for (const Scales scales : {Scales::f32, Scales::i32, Scales::transposed, Scales::padded}) {
-      for (const int hidden : {16, 136, 512, 640}) {  // 640: scales move 4 bytes, 512: 16 bytes each
+      for (const int hidden :
+           {16, 136, 512, 640}) {  // 640: scales move 4 bytes, 512: 16 bytes each
         calls.push_back({.id = 10 + calls.size(),
                          .hidden = hidden,
                          .dtype = DType::e4m3,
@@ -134,7 +135,8 @@ TEST_P(EpWorstCase, UnusedRowsSayNoExpert) {
 INSTANTIATE_TEST_SUITE_P(Extra, EpWorstCase, ::testing::Values(0, 1, 100));
 
 TEST(EpWorstCaseLimit, TooSmallIsANamedErrorWhereItHappens) {
-  const World world({.ranks = 3, .tokens = {20}, .topk = 6, .experts = 6, .pattern = Pattern::oneRank});
+  const World world(
+      {.ranks = 3, .tokens = {20}, .topk = 6, .experts = 6, .pattern = Pattern::oneRank});
   const auto errors = tryRanks(
       3, [](int) { return testOptions(); },
       [&](RankContext& rank) {

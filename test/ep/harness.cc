@@ -1,11 +1,11 @@
 #include "ep/harness.hpp"
 
-#include <mscclpp/errors.hpp>
-
 #include <algorithm>
 #include <chrono>
 #include <cstdlib>
 #include <thread>
+
+#include <mscclpp/errors.hpp>
 
 namespace mscclpp::ep::testing {
 
@@ -69,9 +69,8 @@ void Meeting::allGather(int rank, void* data, std::size_t bytesPerRank) {
       changed_.notify_all();
       return;
     }
-    const bool in = changed_.wait_for(lock, std::chrono::seconds(60), [&] {
-      return generation_ != mine || !aborted_.empty();
-    });
+    const bool in = changed_.wait_for(lock, std::chrono::seconds(60),
+                                      [&] { return generation_ != mine || !aborted_.empty(); });
     if (generation_ == mine) checkAborted();
     check(in, ErrorCode::timeout, "rank {} met {} of {} ranks within 60 s", rank, arrived_, ranks_);
   };
@@ -159,9 +158,10 @@ void RankContext::sync() {
 }
 
 void RankContext::poisonPool() {
-  const auto bytes = static_cast<std::int64_t>(buffer_->poolBytesFree());
+  const auto bytes = static_cast<std::int64_t>(buffer_->poolBytesFree() / 256 * 256);
   const Tensor all = buffer_->createTensor(DType::u8, {bytes}, compute_->native());
-  if (buffer_->inPool(all)) device_->fill(all.data, 0xCD, all.bytes(), *compute_);
+  check(buffer_->inPool(all), ErrorCode::internal, "the free pool is not in one piece");
+  device_->fill(all.data, 0xCD, all.bytes(), *compute_);
 }
 
 ExpertMap RankContext::expertMap(const std::vector<int>& rankOfExpert) {

@@ -1,10 +1,5 @@
 #pragma once
 
-#include <mscclpp/ext/ep/buffer.hpp>
-#include <mscclpp/platform.hpp>
-
-#include <gtest/gtest.h>
-
 #include <condition_variable>
 #include <cstring>
 #include <functional>
@@ -13,6 +8,11 @@
 #include <mutex>
 #include <string>
 #include <vector>
+
+#include <gtest/gtest.h>
+
+#include <mscclpp/ext/ep/buffer.hpp>
+#include <mscclpp/platform.hpp>
 
 /// Groups of ranks inside a test: every rank is a thread with a Buffer of its own.
 namespace mscclpp::ep::testing {
@@ -81,7 +81,8 @@ class RankContext {
     copyOut(tensor, values.data());
     return values;
   }
-  /// Waits for compute(). By then it has waited for all communication, unless that was asynchronous.
+  /// Waits for compute(). By then it has waited for all communication, unless that was
+  /// asynchronous.
   void sync();
   /// Fills the whole free pool with 0xCD bytes.
   void poisonPool();
@@ -97,8 +98,8 @@ class RankContext {
   std::shared_ptr<Device> device_;
   std::shared_ptr<Stream> compute_;
   std::vector<std::shared_ptr<void>> sent_;  ///< host memory that copies may still read
-  /// CUDA: inputs go through here. A pageable copy that is queued behind a pending kernel blocks inside
-  /// the driver, and with it the other ranks that share the GPU, for whom that kernel waits.
+  /// CUDA: inputs go through here. A pageable copy that is queued behind a pending kernel blocks
+  /// inside the driver, and with it the other ranks that share the GPU, for whom that kernel waits.
   static constexpr std::size_t kPinnedBytes = std::size_t{16} << 20;
   std::shared_ptr<void> pinned_;
   std::size_t pinnedUsed_ = 0;
@@ -108,8 +109,8 @@ class RankContext {
 
 using RankFunction = std::function<void(RankContext&)>;
 
-/// Runs `function` once per rank, each in a thread, and destroys the Buffers. What a rank throws is a
-/// failure of the test that names the rank.
+/// Runs `function` once per rank, each in a thread, and destroys the Buffers. What a rank throws is
+/// a failure of the test that names the rank.
 void runRanks(int ranks, const BufferOptions& options, const RankFunction& function);
 
 /// The same without expectations: one text per rank, empty where nothing was thrown.

@@ -1,10 +1,11 @@
 // Runs the tests, or, started by one of them, a role.
-#include <gtest/gtest.h>
 #include <malloc.h>
 #include <signal.h>
 
 #include <cstdlib>
 #include <cstring>
+
+#include <gtest/gtest.h>
 
 #include "core/processes.hpp"
 

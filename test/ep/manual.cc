@@ -68,7 +68,9 @@ void ManualGroup::forEach(const RankFunction& check) {
   }
 }
 
-device::RuntimeConfig fifoSchedule() { return device::RuntimeConfig::testing(1, false); }
+device::RuntimeConfig fifoSchedule() {
+  return device::RuntimeConfig::testing(1, false);
+}
 device::RuntimeConfig chaosSchedule(std::uint64_t seed) {
   return device::RuntimeConfig::testing(seed, true);
 }

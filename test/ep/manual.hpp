@@ -1,8 +1,8 @@
 #pragma once
 
-#include "ep/harness.hpp"
-
 #include <mscclpp/device/cpu/runtime.hpp>
+
+#include "ep/harness.hpp"
 
 /// Groups whose kernels all run on the test's own thread, in an order that a seed decides.
 namespace mscclpp::ep::testing {
@@ -23,7 +23,8 @@ class ManualGroup {
 
   /// Runs `function` for every rank in a thread, kernels in the background: for calls that block.
   void inThreads(const RankFunction& function);
-  /// Calls `enqueue` for one rank after the other, then runs everything. False: `failure` has the report.
+  /// Calls `enqueue` for one rank after the other, then runs everything. False: `failure` has the
+  /// report.
   bool run(const device::RuntimeConfig& config, const RankFunction& enqueue);
   /// `check` for one rank after the other; failures name the rank.
   void forEach(const RankFunction& check);
@@ -39,8 +40,8 @@ class ManualGroup {
 device::RuntimeConfig fifoSchedule();
 device::RuntimeConfig chaosSchedule(std::uint64_t seed);
 
-/// Runs `body` with fresh groups: once in order, then with every chaos seed. The first failure ends it
-/// and says how to run that seed again.
+/// Runs `body` with fresh groups: once in order, then with every chaos seed. The first failure ends
+/// it and says how to run that seed again.
 void underAllSchedules(
     const std::function<void(std::uint64_t seed, const device::RuntimeConfig&)>& body);
 

@@ -1,8 +1,8 @@
 // The peer-mapped pool: outputs that fit, outputs that do not, and memory that comes back while
 // kernels still use it.
-#include "ep/scenario.hpp"
-
 #include <algorithm>
+
+#include "ep/scenario.hpp"
 
 namespace mscclpp::ep::testing {
 namespace {
@@ -59,7 +59,8 @@ TEST_P(EpStaged, CombineInManyWaves) {
   const World world({.ranks = ranks, .tokens = {70, 3, 0, 41}, .topk = 4, .experts = 4 * ranks});
   // 8 tokens of 128 + 16 bytes for every peer: the least that is allowed, nine waves.
   const auto peers = static_cast<std::size_t>(ranks - 1);
-  runRanks(ranks, tightOptions(256 + 16 * peers + 8 * 144 * std::max<std::size_t>(peers, 1) + 4096, 0),
+  runRanks(ranks,
+           tightOptions(256 + 16 * peers + 8 * 144 * std::max<std::size_t>(peers, 1) + 4096, 0),
            [&](RankContext& rank) {
              const DispatchResult sent = dispatch(rank, world, {.hidden = 16});
              const CombineCase plain{.id = 5, .hidden = 64, .biases = 1, .numSms = 3};
@@ -78,9 +79,9 @@ TEST(EpPoolMix, SomeRanksStageAndOthersDoNot) {
     // Odd ranks use their pool up.
     Tensor hog;
     if (rank.rank() % 2 == 1) {
-      hog = rank.buffer().createTensor(
-          DType::u8, {static_cast<std::int64_t>(rank.buffer().poolBytesFree())},
-          rank.compute().native());
+      hog = rank.buffer().createTensor(DType::u8,
+                                       {static_cast<std::int64_t>(rank.buffer().poolBytesFree())},
+                                       rank.compute().native());
       EXPECT_EQ(rank.buffer().poolBytesFree(), 0u);
     }
     const DispatchCase send{.hidden = 64};
@@ -142,7 +143,8 @@ TEST(EpPoolReuse, TensorsOutliveTheBuffer) {
   const World world({.ranks = 2, .tokens = {20}, .topk = 2, .experts = 4});
   std::vector<DispatchResult> kept(2);
   runRanks(2, testOptions(), [&](RankContext& rank) {
-    // The caller's stream ends here: outputs that outlive it must belong to the communication stream.
+    // The caller's stream ends here: outputs that outlive it must belong to the communication
+    // stream.
     kept[static_cast<std::size_t>(rank.rank())] =
         dispatch(rank, world, {.hidden = 64, .commStreamOwns = true});
   });
@@ -160,7 +162,8 @@ TEST(EpPoolDrop, WorkOnADroppedPoolTensorOutlivesTheBuffer) {
   runRanks(2, testOptions(std::size_t{64} << 20), [&](RankContext& rank) {
     // Dropped at once, destroyed at once: the fills must still find their memory.
     for (int i = 0; i < 4; ++i) {
-      const Tensor tensor = rank.buffer().createTensor(DType::u8, {8 << 20}, rank.compute().native());
+      const Tensor tensor =
+          rank.buffer().createTensor(DType::u8, {8 << 20}, rank.compute().native());
       EXPECT_TRUE(rank.buffer().inPool(tensor));
       rank.device().fill(tensor.data, 7, tensor.bytes(), rank.compute());
     }

@@ -1,24 +1,25 @@
 // Ranks as processes. Rank 0 is the test itself; the others are this binary, started with a role.
-#include "core/processes.hpp"
-#include "ep/scenario.hpp"
-
-#include <mscclpp/bootstrap.hpp>
-#include <mscclpp/errors.hpp>
-
-#include <gmock/gmock.h>
 #include <signal.h>
 
 #include <chrono>
 #include <cstdlib>
 
+#include <gmock/gmock.h>
+
+#include <mscclpp/bootstrap.hpp>
+#include <mscclpp/errors.hpp>
+
+#include "core/processes.hpp"
+#include "ep/scenario.hpp"
+
 namespace mscclpp::ep::testing {
 namespace {
 
+using test::Child;
 using ::testing::AllOf;
 using ::testing::AnyOf;
 using ::testing::HasSubstr;
 using ::testing::StartsWith;
-using test::Child;
 
 constexpr const char* kGroupVariable = "MSCCLPP_TEST_GROUP";
 constexpr int kVictim = 2;
@@ -33,7 +34,8 @@ void runCalls(RankContext& rank) {
   for (std::uint64_t i = 0; i < 3; ++i) {
     const DispatchCase exact{.id = 10 + i, .hidden = 264};
     const DispatchCase worst{.id = 20 + i, .hidden = 64, .worst = 600};
-    DispatchCase cached{.id = 30 + i, .hidden = 512, .dtype = DType::e4m3, .scales = Scales::padded};
+    DispatchCase cached{
+        .id = 30 + i, .hidden = 512, .dtype = DType::e4m3, .scales = Scales::padded};
     const CombineCase inPool{.id = 40 + i, .hidden = 264, .biases = 2};
     const CombineCase staged{.id = 50 + i, .hidden = 64, .inPool = false, .weightColumns = 3};
     const DispatchResult a = dispatch(rank, world, exact), b = dispatch(rank, world, worst);
@@ -49,7 +51,8 @@ void runCalls(RankContext& rank) {
   }
 }
 
-/// One good pair; then the victim dies: before it calls, or right after it has enqueued its dispatch.
+/// One good pair; then the victim dies: before it calls, or right after it has enqueued its
+/// dispatch.
 void runUntilDeath(RankContext& rank, bool insideCall) {
   const World world = layerWorld(rank.ranks());
   const DispatchCase send{.hidden = 64, .worst = 600};
@@ -84,7 +87,8 @@ int rankRole(const std::vector<std::string>& arguments) {
   const int rank = std::stoi(arguments.at(0)), ranks = std::stoi(arguments.at(1));
   const std::string error = errorOf([&] {
     const UniqueId id = UniqueId::fromString(std::getenv(kGroupVariable));
-    RankContext context(std::make_shared<TcpBootstrap>(rank, ranks, id), optionsFor(arguments.at(2)));
+    RankContext context(std::make_shared<TcpBootstrap>(rank, ranks, id),
+                        optionsFor(arguments.at(2)));
     runMode(arguments.at(2), context);
   });
   test::tellParent(error.empty() ? "ok" : error);
@@ -145,7 +149,8 @@ TEST_P(EpKilledRank, IsNamedByTheOthersInTime) {
   EXPECT_LT(seconds.count(), underSanitizer() ? 30 : 12);
   EXPECT_EQ(endings[kVictim].exitCode, 128 + SIGKILL);
   for (const std::string& error : {mine, endings[1].said}) {
-    EXPECT_THAT(error, AllOf(StartsWith("timeout: EP timeout after"), HasSubstr("waited for rank 2")));
+    EXPECT_THAT(error,
+                AllOf(StartsWith("timeout: EP timeout after"), HasSubstr("waited for rank 2")));
   }
   EXPECT_EQ(endings[1].exitCode, 0);
 }

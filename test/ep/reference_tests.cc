@@ -1,10 +1,10 @@
 // The reference itself, against cases worked out by hand.
-#include "ext/ep/reference.hpp"
+#include <set>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <set>
+#include "ext/ep/reference.hpp"
 
 namespace mscclpp::ep::reference {
 namespace {

@@ -10,8 +10,12 @@ using reference::RowKey;
 
 namespace {
 
-std::size_t index(int i) { return static_cast<std::size_t>(i); }
-std::size_t bytesPerRow(const DispatchCase& call) { return index(call.hidden) * sizeOf(call.dtype); }
+std::size_t index(int i) {
+  return static_cast<std::size_t>(i);
+}
+std::size_t bytesPerRow(const DispatchCase& call) {
+  return index(call.hidden) * sizeOf(call.dtype);
+}
 constexpr std::uint64_t kScaleKey = 0x5CA1E, kBiasKey = 0xB1A5, kWeightKey = 0x3E16;
 
 /// Ranks get experts in uneven shares, scattered; some may get none.
@@ -101,7 +105,9 @@ World::World(const WorldSpec& spec)
   }
 }
 
-int World::tokens(int rank) const { return spec_.tokens[index(rank) % spec_.tokens.size()]; }
+int World::tokens(int rank) const {
+  return spec_.tokens[index(rank) % spec_.tokens.size()];
+}
 int World::maxTokens() const {
   int most = 0;
   for (int r = 0; r < ranks(); ++r) most = std::max(most, tokens(r));
@@ -112,8 +118,12 @@ int World::maxRows() const {
   for (const Received& received : received_) most = std::max(most, received.count());
   return most;
 }
-const reference::Routing& World::routing(int rank) const { return routing_.at(index(rank)); }
-const Received& World::received(int rank) const { return received_.at(index(rank)); }
+const reference::Routing& World::routing(int rank) const {
+  return routing_.at(index(rank));
+}
+const Received& World::received(int rank) const {
+  return received_.at(index(rank));
+}
 
 std::shared_ptr<const World::AllRows> World::experts(std::uint64_t id, int hidden) const {
   const std::lock_guard lock(mutex_);
@@ -259,9 +269,9 @@ CombineRequest makeCombine(RankContext& rank, const World& world, const CombineC
   request.order = rank.order();
   request.handle = handle;
   request.config.numSms = call.numSms;
-  request.x = call.inPool
-                  ? rank.buffer().createTensor(DType::bf16, {rows, hidden}, request.order.computeStream)
-                  : rank.empty(DType::bf16, {rows, hidden});
+  request.x = call.inPool ? rank.buffer().createTensor(DType::bf16, {rows, hidden},
+                                                       request.order.computeStream)
+                          : rank.empty(DType::bf16, {rows, hidden});
   auto y = (*world.experts(call.id, call.hidden))[index(rank.rank())];
   y.resize(static_cast<std::size_t>(rows * hidden), 0x7FC1);  // rows nobody may read: NaN
   rank.uploadTo(request.x, y);
@@ -289,23 +299,23 @@ void expectCombine(RankContext& rank, const World& world, const CombineCase& cal
   const auto y = world.experts(call.id, call.hidden);
   std::vector<std::uint16_t> biases[2];
   for (int i = 0; i < call.biases; ++i) biases[i] = keyedBias(world, call, me, i);
-  reference::CombineInput input{me, tokens, call.hidden, &world.allReceived(), y.get(), nullptr,
-                                nullptr};
+  reference::CombineInput input{me,      tokens,  call.hidden, &world.allReceived(),
+                                y.get(), nullptr, nullptr};
   if (call.biases > 0) input.bias0 = &biases[0];
   if (call.biases > 1) input.bias1 = &biases[1];
   EXPECT_EQ(result.x.shape, (std::vector<std::int64_t>{tokens, call.hidden}));
-  expectSame("combined x", reference::combine(input),
-             rank.download<std::uint16_t>(result.x), index(call.hidden));
+  expectSame("combined x", reference::combine(input), rank.download<std::uint16_t>(result.x),
+             index(call.hidden));
   if (call.weightColumns == 0) {
     EXPECT_FALSE(result.topkWeights);
     return;
   }
   std::vector<std::vector<float>> weights;
   for (int r = 0; r < world.ranks(); ++r) weights.push_back(keyedWeights(world, call, r));
-  expectSame("combined weights",
-             reference::combineWeights(world.allReceived(), weights, me, tokens,
-                                       call.weightColumns),
-             rank.download<float>(result.topkWeights), index(call.weightColumns));
+  expectSame(
+      "combined weights",
+      reference::combineWeights(world.allReceived(), weights, me, tokens, call.weightColumns),
+      rank.download<float>(result.topkWeights), index(call.weightColumns));
 }
 
 }  // namespace mscclpp::ep::testing

@@ -1,10 +1,10 @@
 #pragma once
 
-#include "ep/harness.hpp"
-#include "ext/ep/reference.hpp"
-
 #include <map>
 #include <mutex>
+
+#include "ep/harness.hpp"
+#include "ext/ep/reference.hpp"
 
 /// A routing among ranks, the calls that follow it, and what every one of them must return.
 namespace mscclpp::ep::testing {
@@ -77,7 +77,8 @@ DispatchResult dispatch(RankContext& rank, const World& world, const DispatchCas
 void expectDispatch(RankContext& rank, const World& world, const DispatchCase& call,
                     const DispatchResult& result);
 /// Only that the first rows of `recvX` are the ones that were sent.
-void expectRows(RankContext& rank, const World& world, const DispatchCase& call, const Tensor& recvX);
+void expectRows(RankContext& rank, const World& world, const DispatchCase& call,
+                const Tensor& recvX);
 
 struct CombineCase {
   std::uint64_t id = 2;

@@ -1,9 +1,8 @@
 // Any order of calls is safe without a barrier by the caller: ranks as threads, real waits.
-#include "ep/scenario.hpp"
-
 #include <algorithm>
-#include <chrono>
-#include <thread>
+#include <latch>
+
+#include "ep/scenario.hpp"
 
 namespace mscclpp::ep::testing {
 namespace {
@@ -34,7 +33,8 @@ TEST(EpOrder, TwoBuffersAlive) {
   runRanks(2, testOptions(), [&](RankContext& rank) {
     RankContext other(second.bootstrap(rank.rank()), testOptions());
     const DispatchCase send{.id = 1, .hidden = 64}, sendOther{.id = 2, .hidden = 48};
-    const CombineCase back{.id = 3, .hidden = 64}, backOther{.id = 4, .hidden = 48, .inPool = false};
+    const CombineCase back{.id = 3, .hidden = 64},
+        backOther{.id = 4, .hidden = 48, .inPool = false};
     const DispatchResult sent = dispatch(rank, world, send);
     const DispatchResult sentOther = dispatch(other, world, sendOther);
     const CombineResult combinedOther = combine(other, world, backOther, sentOther.handle);
@@ -47,19 +47,20 @@ TEST(EpOrder, TwoBuffersAlive) {
   });
 }
 
-/// Pairs of dispatch and combine whose routings and counts change every time, without any host wait.
+/// Pairs of dispatch and combine whose routings and counts change every time, without any host
+/// wait.
 TEST(EpOrder, ThousandChainedPairs) {
   const int pairs = underSanitizer() ? 100 : 1000;
   constexpr int kWorst = 32;
   std::vector<std::unique_ptr<World>> worlds;
   for (int i = 0; i < 10; ++i) {
-    worlds.push_back(std::make_unique<World>(
-        WorldSpec{.ranks = 2,
-                  .tokens = {i % 4, (i * 7) % 9},
-                  .topk = 2,
-                  .experts = 4,
-                  .pattern = i % 2 ? Pattern::skewed : Pattern::gaps,
-                  .seed = static_cast<std::uint64_t>(i)}));
+    worlds.push_back(
+        std::make_unique<World>(WorldSpec{.ranks = 2,
+                                          .tokens = {i % 4, (i * 7) % 9},
+                                          .topk = 2,
+                                          .experts = 4,
+                                          .pattern = i % 2 ? Pattern::skewed : Pattern::gaps,
+                                          .seed = static_cast<std::uint64_t>(i)}));
   }
   runRanks(2, testOptions(1 << 16), [&](RankContext& rank) {
     struct Kept {
@@ -109,29 +110,36 @@ TEST_P(EpFirstEpoch, FlagsCrossTheWrap) {
 INSTANTIATE_TEST_SUITE_P(Starts, EpFirstEpoch,
                          ::testing::Values(0u, 0x7FFFFFF9u, 0xFFFFFFF9u, 0xFFFFFFFFu));
 
-/// A rank that comes late holds the others up, whatever they have enqueued, and nothing gets mixed up.
+/// A rank that comes late holds the others up, whatever they have enqueued, and nothing gets mixed
+/// up.
 TEST(EpOrder, LateRank) {
   const World world({.ranks = 3, .tokens = {20}, .topk = 3, .experts = 9});
   for (int late = 0; late < 3; ++late) {
-    SCOPED_TRACE("late rank " + std::to_string(late));
-    runRanks(3, testOptions(), [&](RankContext& rank) {
-      const DispatchCase send{.id = 1, .hidden = 32, .worst = 64};
-      const CombineCase back{.id = 2, .hidden = 32}, staged{.id = 3, .hidden = 32, .inPool = false};
-      const auto delay = [&] {  // injected lateness, not a synchronisation
-        if (rank.rank() == late) std::this_thread::sleep_for(std::chrono::milliseconds(30));
-      };
-      delay();
-      const DispatchResult sent = dispatch(rank, world, send);
-      delay();
-      const CombineResult first = combine(rank, world, back, sent.handle);
-      delay();
-      const CombineResult second = combine(rank, world, staged, sent.handle);
-      const DispatchResult again = dispatch(rank, world, send);
-      expectDispatch(rank, world, send, sent);
-      expectCombine(rank, world, back, first);
-      expectCombine(rank, world, staged, second);
-      expectDispatch(rank, world, send, again);
-    });
+    for (int stage = 0; stage < 4; ++stage) {
+      SCOPED_TRACE("rank " + std::to_string(late) + " is late at call " + std::to_string(stage));
+      std::latch othersAreThere(2);  // all they have to do is enqueued, and runs
+      runRanks(3, testOptions(), [&](RankContext& rank) {
+        const DispatchCase send{.id = 1, .hidden = 32, .worst = 64};
+        const CombineCase back{.id = 2, .hidden = 32},
+            staged{.id = 3, .hidden = 32, .inPool = false};
+        const auto arriveAt = [&](int call) {
+          if (rank.rank() == late && call == stage) othersAreThere.wait();
+        };
+        arriveAt(0);
+        const DispatchResult sent = dispatch(rank, world, send);
+        arriveAt(1);
+        const CombineResult first = combine(rank, world, back, sent.handle);
+        arriveAt(2);
+        const CombineResult second = combine(rank, world, staged, sent.handle);
+        arriveAt(3);
+        const DispatchResult again = dispatch(rank, world, send);
+        if (rank.rank() != late) othersAreThere.count_down();
+        expectDispatch(rank, world, send, sent);
+        expectCombine(rank, world, back, first);
+        expectCombine(rank, world, staged, second);
+        expectDispatch(rank, world, send, again);
+      });
+    }
   }
 }
 
@@ -141,7 +149,8 @@ TEST(EpOrder, EveryNumberOfBlocks) {
     SCOPED_TRACE(sms);
     runRanks(3, testOptions(), [&](RankContext& rank) {
       const DispatchCase send{.hidden = 264, .numSms = sms};
-      const CombineCase back{.hidden = 264, .inPool = sms % 2 == 0, .weightColumns = 2, .numSms = sms};
+      const CombineCase back{
+          .hidden = 264, .inPool = sms % 2 == 0, .weightColumns = 2, .numSms = sms};
       const DispatchResult sent = dispatch(rank, world, send);
       const CombineResult combined = combine(rank, world, back, sent.handle);
       expectDispatch(rank, world, send, sent);

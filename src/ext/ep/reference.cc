@@ -1,9 +1,9 @@
 #include "reference.hpp"
 
-#include <mscclpp/errors.hpp>
-
 #include <algorithm>
 #include <cstring>
+
+#include <mscclpp/errors.hpp>
 
 namespace mscclpp::ep::reference {
 namespace {
@@ -206,7 +206,9 @@ std::uint64_t mix(std::initializer_list<std::uint64_t> words) {
 namespace {
 
 /// Uniform in [0, 1).
-double fraction(std::uint64_t bits) { return static_cast<double>(bits >> 11) * 0x1p-53; }
+double fraction(std::uint64_t bits) {
+  return static_cast<double>(bits >> 11) * 0x1p-53;
+}
 
 /// A candidate for one choice; attempts of the same choice differ in `bits`.
 int drawExpert(Pattern pattern, const Placement& placement, std::uint64_t bits) {
@@ -222,7 +224,8 @@ int drawExpert(Pattern pattern, const Placement& placement, std::uint64_t bits) 
 
 Routing makeRouting(const RoutingRequest& request, const Placement& placement) {
   const Pattern pattern = request.pattern;
-  const bool silent = pattern == Pattern::nothing || (pattern == Pattern::oneSender && request.rank);
+  const bool silent =
+      pattern == Pattern::nothing || (pattern == Pattern::oneSender && request.rank);
   Routing out;
   out.tokens = request.tokens;
   out.topk = request.topk;
@@ -264,8 +267,8 @@ std::vector<std::uint16_t> keyedBf16(const RowKey& key, int rows, int hidden) {
   for (int row = 0; row < rows; ++row) {
     const std::uint64_t base = rowBits(key, row);
     for (int c = 0; c < hidden; ++c) {
-      const std::uint64_t bits = (base + static_cast<std::uint64_t>(c) * 0xD6E8FEB86659FD93ull) *
-                                 0xBF58476D1CE4E5B9ull;
+      const std::uint64_t bits =
+          (base + static_cast<std::uint64_t>(c) * 0xD6E8FEB86659FD93ull) * 0xBF58476D1CE4E5B9ull;
       const auto mantissa = static_cast<std::uint32_t>(bits >> 40) & 0x7F;
       auto exponent = 115 + static_cast<std::uint32_t>(bits >> 50) % 25;
       auto sign = static_cast<std::uint32_t>(bits >> 63);
@@ -285,8 +288,8 @@ std::vector<std::uint8_t> keyedBytes(const RowKey& key, int rows, int bytesPerRo
   for (int row = 0; row < rows; ++row) {
     const std::uint64_t base = rowBits(key, row);
     for (int c = 0; c < bytesPerRow; ++c) {
-      const std::uint64_t bits = (base + static_cast<std::uint64_t>(c) * 0xD6E8FEB86659FD93ull) *
-                                 0xBF58476D1CE4E5B9ull;
+      const std::uint64_t bits =
+          (base + static_cast<std::uint64_t>(c) * 0xD6E8FEB86659FD93ull) * 0xBF58476D1CE4E5B9ull;
       out.push_back(static_cast<std::uint8_t>(bits >> 56));
     }
   }

@@ -6,8 +6,8 @@
 #include <vector>
 
 /// Dispatch and combine in one process, short, slow and without a clever line: what every result of
-/// the kernels is compared with, bit for bit. Also the routings and payloads that tests and demo use.
-/// Nothing here touches a device, a stream or a Buffer.
+/// the kernels is compared with, bit for bit. Also the routings and payloads that tests and demo
+/// use. Nothing here touches a device, a stream or a Buffer.
 namespace mscclpp::ep::reference {
 
 /// Which rank hosts each expert, and as its how-manieth.
@@ -73,13 +73,13 @@ struct CombineInput {
   int rank = 0;    ///< whose tokens
   int tokens = 0;  ///< of that rank
   int hidden = 0;
-  const std::vector<Received>* received = nullptr;         ///< [ranks]
+  const std::vector<Received>* received = nullptr;             ///< [ranks]
   const std::vector<std::vector<std::uint16_t>>* y = nullptr;  ///< [ranks] bf16 [rows, hidden]
-  const std::vector<std::uint16_t>* bias0 = nullptr;       ///< optional, bf16 [tokens, hidden]
+  const std::vector<std::uint16_t>* bias0 = nullptr;           ///< optional, bf16 [tokens, hidden]
   const std::vector<std::uint16_t>* bias1 = nullptr;
 };
-/// bf16 [tokens, hidden]: bias0, bias1, then the rows of rank 0, 1, ... added in fp32 in this order and
-/// rounded once; +0 where nothing is added.
+/// bf16 [tokens, hidden]: bias0, bias1, then the rows of rank 0, 1, ... added in fp32 in this order
+/// and rounded once; +0 where nothing is added.
 std::vector<std::uint16_t> combine(const CombineInput& input);
 /// f32 [tokens, topk]: the sum over ranks in ascending order, starting from +0.
 std::vector<float> combineWeights(const std::vector<Received>& received,
@@ -92,13 +92,13 @@ std::uint16_t floatToBf16(float value);
 
 /// How a generator chooses experts.
 enum class Pattern {
-  uniform,       ///< distinct experts, all equally likely
-  skewed,        ///< distinct experts, low numbers far more likely (as trained routers are)
-  oneRank,       ///< every choice on the last rank's experts
-  oneSender,     ///< only the first rank's tokens choose; all others are -1
-  gaps,          ///< uniform, and a third of the choices is -1
-  nothing,       ///< all -1
-  duplicates,    ///< the same expert may come several times for one token
+  uniform,     ///< distinct experts, all equally likely
+  skewed,      ///< distinct experts, low numbers far more likely (as trained routers are)
+  oneRank,     ///< every choice on the last rank's experts
+  oneSender,   ///< only the first rank's tokens choose; all others are -1
+  gaps,        ///< uniform, and a third of the choices is -1
+  nothing,     ///< all -1
+  duplicates,  ///< the same expert may come several times for one token
 };
 const char* nameOf(Pattern pattern);
 constexpr Pattern kPatterns[] = {Pattern::uniform,   Pattern::skewed, Pattern::oneRank,
@@ -109,8 +109,8 @@ struct RoutingRequest {
   Pattern pattern = Pattern::uniform;
   int tokens = 0;
   int topk = 1;
-  int rank = 0;             ///< of the sender
-  std::uint64_t seed = 1;   ///< same request, same routing
+  int rank = 0;            ///< of the sender
+  std::uint64_t seed = 1;  ///< same request, same routing
 };
 /// Weights are in (0, 1], all different.
 Routing makeRouting(const RoutingRequest& request, const Placement& placement);
@@ -124,8 +124,8 @@ struct RowKey {
   int rank = 0;
   int firstRow = 0;  ///< a part of the tensor: rows firstRow .. firstRow + rows - 1
 };
-/// bf16 [rows, hidden], finite, magnitudes from 2^-12 to 2^12 and, in every eighth column, large ones
-/// that cancel: a sum in another order has other bits.
+/// bf16 [rows, hidden], finite, magnitudes from 2^-12 to 2^12 and, in every eighth column, large
+/// ones that cancel: a sum in another order has other bits.
 std::vector<std::uint16_t> keyedBf16(const RowKey& key, int rows, int hidden);
 /// Any bytes.
 std::vector<std::uint8_t> keyedBytes(const RowKey& key, int rows, int bytesPerRow);

@@ -1,0 +1,186 @@
+// Calls that differ between ranks, and ranks that never call: every rank that can know gets an
+// error that says so, within the limit.
+#include <chrono>
+
+#include <gmock/gmock.h>
+
+#include "ep/scenario.hpp"
+
+namespace mscclpp::ep::testing {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+using ::testing::StartsWith;
+
+WorldSpec smallSpec() {
+  return {.ranks = 2, .tokens = {6}, .topk = 2, .experts = 4};
+}
+
+TEST(EpUnequal, OptionsAreComparedAtCreation) {
+  struct Unequal {
+    const char* field;
+    std::function<void(BufferOptions&)> change;
+  };
+  const Unequal cases[] = {
+      {"num_nvl_bytes", [](BufferOptions& o) { o.numNvlBytes += 4096; }},
+      {"staging_bytes", [](BufferOptions& o) { o.stagingBytes = 4096; }},
+      {"max_experts_per_rank", [](BufferOptions& o) { o.maxExpertsPerRank = 7; }},
+      {"first_epoch", [](BufferOptions& o) { o.firstEpoch = 9; }},
+  };
+  for (const Unequal& unequal : cases) {
+    SCOPED_TRACE(unequal.field);
+    const auto errors = tryRanks(
+        3,
+        [&](int rank) {
+          BufferOptions options = testOptions();
+          if (rank == 1) unequal.change(options);
+          return options;
+        },
+        [](RankContext&) {});
+    for (const std::string& error : errors) {
+      EXPECT_THAT(error, AllOf(StartsWith("invalidArgument: "), HasSubstr(unequal.field),
+                               HasSubstr("on rank 1")));
+    }
+  }
+}
+
+/// Calls that differ between ranks. `good` is what rank 0 calls, `bad` rank 1.
+struct UnequalCall {
+  const char* name;
+  DispatchCase good, bad;
+  std::vector<std::string> parts;
+};
+
+TEST(EpUnequal, DispatchesAreRefusedOnAllRanks) {
+  const World world(smallSpec());
+  const UnequalCall calls[] = {
+      {"hidden", {.hidden = 16}, {.hidden = 24}, {"hidden=16", "hidden=24"}},
+      {"dtype", {.hidden = 16}, {.hidden = 16, .dtype = DType::e4m3}, {"dtype=bf16", "dtype=e4m3"}},
+      {"topk", {.hidden = 16}, {.hidden = 16, .withTopk = false}, {"topk=2", "topk=0"}},
+      {"scales",
+       {.hidden = 16, .dtype = DType::e4m3},
+       {.hidden = 16, .dtype = DType::e4m3, .scales = Scales::i32},
+       {"f32 scales", "i32 scales"}},
+      {"worst", {.hidden = 16}, {.hidden = 16, .worst = 99}, {"options #"}},
+  };
+  for (const UnequalCall& call : calls) {
+    SCOPED_TRACE(call.name);
+    BufferOptions options = testOptions();
+    options.timeoutSeconds = 2;
+    const auto errors = tryRanks(
+        2, [&](int) { return options; },
+        [&](RankContext& rank) {
+          const DispatchResult sent =
+              dispatch(rank, world, rank.rank() == 0 ? call.good : call.bad);
+          rank.sync();  // without a host wait the error comes with the next call
+          rank.buffer().checkHealth();
+        });
+    for (const std::string& error : errors) {
+      EXPECT_THAT(error, AllOf(StartsWith("invalidArgument: "), HasSubstr("equal calls")));
+      for (const std::string& part : call.parts) EXPECT_THAT(error, HasSubstr(part));
+    }
+  }
+}
+
+TEST(EpUnequal, AnotherOperationIsNamed) {
+  const World world(smallSpec());
+  BufferOptions options = testOptions();
+  options.timeoutSeconds = 2;
+  const auto errors = tryRanks(
+      2, [&](int) { return options; },
+      [&](RankContext& rank) {
+        const DispatchResult sent = dispatch(rank, world, {.hidden = 16});
+        if (rank.rank() == 0) {
+          combine(rank, world, {.hidden = 16}, sent.handle);
+        } else {
+          DispatchCase cached{.hidden = 16};
+          cached.handle = sent.handle;
+          dispatch(rank, world, cached);
+        }
+        rank.sync();
+        rank.buffer().checkHealth();
+      });
+  for (const std::string& error : errors) {
+    EXPECT_THAT(error,
+                AllOf(HasSubstr("combine(hidden=16"), HasSubstr("cached dispatch(hidden=16")));
+  }
+}
+
+TEST(EpUnequal, DispatchAgainstCombineEndsInTime) {
+  const World world(smallSpec());
+  BufferOptions options = testOptions();
+  options.timeoutSeconds = 1;
+  const auto errors = tryRanks(
+      2, [&](int) { return options; },
+      [&](RankContext& rank) {
+        const DispatchResult sent = dispatch(rank, world, {.hidden = 16});
+        if (rank.rank() == 0) {
+          dispatch(rank, world, {.hidden = 16});
+        } else {
+          combine(rank, world, {.hidden = 16}, sent.handle);
+          rank.sync();
+          rank.buffer().checkHealth();
+        }
+      });
+  EXPECT_THAT(errors[0], AllOf(HasSubstr("rank 0 in dispatch (notify)"), HasSubstr("same calls")));
+  EXPECT_THAT(errors[1], AllOf(HasSubstr("rank 1 in combine (entry)"), HasSubstr("same calls")));
+}
+
+/// Rank 1 never makes the call: the others name it, within the limit.
+class EpMissingRank : public ::testing::TestWithParam<const char*> {};
+
+TEST_P(EpMissingRank, IsNamedByTheOthersInTime) {
+  const std::string call = GetParam();
+  const World world({.ranks = 3, .tokens = {6}, .topk = 3, .experts = 6});
+  BufferOptions options = testOptions();
+  options.timeoutSeconds = 1;
+  const auto start = std::chrono::steady_clock::now();
+  const auto errors = tryRanks(
+      3, [&](int) { return options; },
+      [&](RankContext& rank) {
+        const DispatchResult sent = dispatch(rank, world, {.hidden = 16});
+        rank.sync();
+        if (rank.rank() == 1) return;
+        if (call == "dispatch") {
+          dispatch(rank, world, {.hidden = 16});
+        } else if (call == "cached") {
+          DispatchCase cached{.hidden = 16};
+          cached.handle = sent.handle;
+          dispatch(rank, world, cached);
+        } else {
+          combine(rank, world, {.hidden = 16, .inPool = call == "combine"}, sent.handle);
+        }
+        rank.sync();
+        rank.buffer().checkHealth();
+      });
+  const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+  EXPECT_LT(seconds.count(), underSanitizer() ? 20 : 8);
+  for (const int r : {0, 2}) {
+    EXPECT_THAT(errors[static_cast<std::size_t>(r)],
+                AllOf(StartsWith("timeout: EP timeout after"), HasSubstr("waited for rank 1"),
+                      HasSubstr("has not entered this call"), HasSubstr("MSCCLPP_EP_TIMEOUT")));
+  }
+}
+INSTANTIATE_TEST_SUITE_P(Calls, EpMissingRank,
+                         ::testing::Values("dispatch", "cached", "combine", "staged"),
+                         [](const auto& test) { return std::string(test.param); });
+
+TEST(EpMissingRankLater, TheBufferStaysBrokenAndSaysSo) {
+  const World world(smallSpec());
+  BufferOptions options = testOptions();
+  options.timeoutSeconds = 1;
+  tryRanks(
+      2, [&](int) { return options; },
+      [&](RankContext& rank) {
+        if (rank.rank() == 1) throw std::runtime_error("this rank gives up");
+        const std::string first = errorOf([&] { dispatch(rank, world, {.hidden = 16}); });
+        EXPECT_THAT(first, HasSubstr("waited for rank 1"));
+        const std::string second = errorOf([&] { dispatch(rank, world, {.hidden = 16}); });
+        EXPECT_THAT(second, AllOf(StartsWith("timeout: "), HasSubstr("of no use since")));
+        rank.buffer().destroy();  // a broken group frees its own and waits for nobody
+      });
+}
+
+}  // namespace
+}  // namespace mscclpp::ep::testing
