@@ -4,9 +4,10 @@
 
 #include <chrono>
 #include <functional>
-#include <mscclpp/log.hpp>
 #include <optional>
 #include <string>
+
+#include <mscclpp/log.hpp>
 
 namespace mscclpp {
 
@@ -25,24 +26,25 @@ class Env {
   /// Reads all variables through `lookup` (tests pass their own).
   explicit Env(const Lookup& lookup);
 
-  std::optional<int> ranksPerNode;       ///< MSCCLPP_EP_RANKS_PER_NODE: forces the node shape, >= 1
-  std::optional<Transport> transport;    ///< MSCCLPP_EP_TRANSPORT
-  std::chrono::nanoseconds timeout;      ///< MSCCLPP_EP_TIMEOUT: 0 = no limit; default 100 s
-  std::optional<Platform> platform;      ///< MSCCLPP_EP_PLATFORM
-  /// CUDA_DEVICE_MAX_CONNECTIONS, CUDA's own: streams of one process that really run side by side on a
-  /// GPU, 1 to 32; CUDA's default is 8. Read here, not set.
+  std::optional<int> ranksPerNode;     ///< MSCCLPP_EP_RANKS_PER_NODE: forces the node shape, >= 1
+  std::optional<Transport> transport;  ///< MSCCLPP_EP_TRANSPORT
+  std::chrono::nanoseconds timeout;    ///< MSCCLPP_EP_TIMEOUT: 0 = no limit; default 100 s
+  std::optional<Platform> platform;    ///< MSCCLPP_EP_PLATFORM
+  /// CUDA_DEVICE_MAX_CONNECTIONS, CUDA's own: streams of one process that really run side by side
+  /// on a GPU, 1 to 32; CUDA's default is 8. Read here, not set.
   int cudaMaxConnections;
-  LogLevel logLevel;                     ///< MSCCLPP_LOG_LEVEL; default warn
-  std::string socketInterface;           ///< MSCCLPP_SOCKET_INTERFACE; empty = chosen by the library
-  std::string hostId;                    ///< MSCCLPP_HOST_ID; empty = made from the machine
+  LogLevel logLevel;            ///< MSCCLPP_LOG_LEVEL; default warn
+  std::string socketInterface;  ///< MSCCLPP_SOCKET_INTERFACE; empty = chosen by the library
+  std::string hostId;           ///< MSCCLPP_HOST_ID; empty = made from the machine
 };
 
-/// The process's environment, read at the first call and never again. Throws at every call as long as
-/// a value is bad.
+/// The process's environment, read at the first call and never again. Throws at every call as long
+/// as a value is bad.
 const Env& env();
 
 /// The identity of this host: equal exactly for processes that can share memory. Forced by
-/// MSCCLPP_HOST_ID, else "hostname/hash" of the host name and the kernel's boot id. At most 63 characters.
+/// MSCCLPP_HOST_ID, else "hostname/hash" of the host name and the kernel's boot id. At most 63
+/// characters.
 const std::string& hostId();
 
 }  // namespace mscclpp

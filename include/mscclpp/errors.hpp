@@ -1,14 +1,15 @@
-// One exception family for the whole library. Every message carries the value, the limit and what to do.
-// Header only (apart from reportError) so that the device layer, which sits below core, can throw too.
+// One exception family for the whole library. Every message carries the value, the limit and what
+// to do. Header only (apart from reportError) so that the device layer, which sits below core, can
+// throw too.
 #pragma once
-
-#include <mscclpp/format.hpp>
 
 #include <stdexcept>
 #include <string>
 #include <string_view>
 #include <system_error>
 #include <utility>
+
+#include <mscclpp/format.hpp>
 
 namespace mscclpp {
 
@@ -28,15 +29,24 @@ enum class ErrorCode {
 /// The name of `code` as written in docs/errors.md.
 constexpr std::string_view toString(ErrorCode code) noexcept {
   switch (code) {
-    case ErrorCode::invalidArgument: return "invalidArgument";
-    case ErrorCode::invalidState: return "invalidState";
-    case ErrorCode::timeout: return "timeout";
-    case ErrorCode::peerFailure: return "peerFailure";
-    case ErrorCode::outOfMemory: return "outOfMemory";
-    case ErrorCode::unsupported: return "unsupported";
-    case ErrorCode::system: return "system";
-    case ErrorCode::cuda: return "cuda";
-    case ErrorCode::internal: return "internal";
+    case ErrorCode::invalidArgument:
+      return "invalidArgument";
+    case ErrorCode::invalidState:
+      return "invalidState";
+    case ErrorCode::timeout:
+      return "timeout";
+    case ErrorCode::peerFailure:
+      return "peerFailure";
+    case ErrorCode::outOfMemory:
+      return "outOfMemory";
+    case ErrorCode::unsupported:
+      return "unsupported";
+    case ErrorCode::system:
+      return "system";
+    case ErrorCode::cuda:
+      return "cuda";
+    case ErrorCode::internal:
+      return "internal";
   }
   return "unknown";
 }
@@ -119,8 +129,8 @@ void check(bool condition, ErrorCode code, fmt::format_string<A...> format, A&&.
 /// Writes `message` to the log as an error; never throws (core library, log.cc).
 void reportError(std::string_view message) noexcept;
 
-/// For destructors: runs `action`, logs whatever it throws with `what` in front, and returns whether
-/// it went through. Never throws.
+/// For destructors: runs `action`, logs whatever it throws with `what` in front, and returns
+/// whether it went through. Never throws.
 template <class F>
 bool runNoThrow(std::string_view what, F&& action) noexcept {
   try {
@@ -138,10 +148,12 @@ bool runNoThrow(std::string_view what, F&& action) noexcept {
   return false;
 }
 
-/// For destructors: like check(), but a failed condition is logged, not thrown. Returns `condition`.
+/// For destructors: like check(), but a failed condition is logged, not thrown. Returns
+/// `condition`.
 template <class... A>
 bool checkNoThrow(bool condition, fmt::format_string<A...> format, A&&... args) noexcept {
-  if (condition) [[likely]] return true;
+  if (condition) [[likely]]
+    return true;
   runNoThrow("check failed", [&] { reportError(fmt::format(format, std::forward<A>(args)...)); });
   return false;
 }

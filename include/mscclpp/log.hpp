@@ -2,11 +2,11 @@
 // spdlog itself stays out of this header.
 #pragma once
 
-#include <mscclpp/format.hpp>
-
 #include <string>
 #include <string_view>
 #include <utility>
+
+#include <mscclpp/format.hpp>
 
 namespace mscclpp {
 
@@ -20,7 +20,8 @@ bool enabled(LogLevel level) noexcept;
 /// Changes the level for this process; wins over MSCCLPP_LOG_LEVEL.
 void setLevel(LogLevel level);
 
-/// Text put in front of every message from now on, for example "rank 3"; empty for none. Process wide.
+/// Text put in front of every message from now on, for example "rank 3"; empty for none. Process
+/// wide.
 void setPrefix(const std::string& prefix);
 
 /// Writes one line. Thread safe, never throws.

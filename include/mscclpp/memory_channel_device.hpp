@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+
 #include <mscclpp/device/device.hpp>
 #include <mscclpp/device/wait.hpp>
 #include <mscclpp/failure.hpp>
@@ -10,14 +11,16 @@
 namespace mscclpp {
 inline namespace MSCCLPP_PLATFORM_NS {
 
-/// A counting semaphore with one signaller and one waiter per side. signal, wait and poll are called
-/// by one thread at a time; a syncBlock() (or syncWarp()) carries the order to and from other threads.
+/// A counting semaphore with one signaller and one waiter per side. signal, wait and poll are
+/// called by one thread at a time; a syncBlock() (or syncWarp()) carries the order to and from
+/// other threads.
 struct MemorySemaphoreDevice {
   MemorySemaphoreHandle handle;
 
   __device__ explicit MemorySemaphoreDevice(const MemorySemaphoreHandle& from) : handle(from) {}
 
-  /// Raises the peer's counter by one. What this thread wrote or saw before is visible to who sees it.
+  /// Raises the peer's counter by one. What this thread wrote or saw before is visible to who sees
+  /// it.
   __device__ void signal() {
     const uint64_t count = *handle.outbound + 1;
     *handle.outbound = count;
@@ -32,8 +35,8 @@ struct MemorySemaphoreDevice {
     return true;
   }
 
-  /// Waits for the next signal and consumes it. False once the limit of `control` has passed or a wait
-  /// of this rank has failed before; the signal then counts as consumed all the same.
+  /// Waits for the next signal and consumes it. False once the limit of `control` has passed or a
+  /// wait of this rank has failed before; the signal then counts as consumed all the same.
   __device__ bool wait(const WaitControl& control, WaitPoint point,
                        device::Site site = device::Site::current()) {
     const uint64_t next = *handle.expected + 1;
@@ -50,9 +53,9 @@ struct MemoryChannelDevice {
 
   __device__ explicit MemoryChannelDevice(const MemoryChannelHandle& from) : handle(from) {}
 
-  /// Copies `bytes` from the own memory to the peer's. Called by `threads` threads that share the work,
-  /// this one being number `thread`. Offsets in bytes, of any alignment (16 is fast). Nothing is
-  /// visible to the peer before a signal() that the copies are ordered before.
+  /// Copies `bytes` from the own memory to the peer's. Called by `threads` threads that share the
+  /// work, this one being number `thread`. Offsets in bytes, of any alignment (16 is fast). Nothing
+  /// is visible to the peer before a signal() that the copies are ordered before.
   __device__ void put(uint64_t remoteOffset, uint64_t localOffset, uint64_t bytes, unsigned thread,
                       unsigned threads) {
     copyShared(handle.remote + remoteOffset, handle.local + localOffset, bytes, thread, threads);

@@ -1,4 +1,5 @@
-// What a kernel needs of a memory channel: plain structs, the same on the host and on both platforms.
+// What a kernel needs of a memory channel: plain structs, the same on the host and on both
+// platforms.
 #pragma once
 
 #include <cstdint>
@@ -22,6 +23,7 @@ struct MemoryChannelHandle {
   uint64_t localBytes;
   uint64_t remoteBytes;
 };
-static_assert(sizeof(MemoryChannelHandle) == 64 && std::is_trivially_copyable_v<MemoryChannelHandle>);
+static_assert(sizeof(MemoryChannelHandle) == 64 &&
+              std::is_trivially_copyable_v<MemoryChannelHandle>);
 
 }  // namespace mscclpp

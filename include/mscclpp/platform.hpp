@@ -42,9 +42,11 @@ class Event {
   bool query() const;
   /// Blocks the host thread until the event is complete. @throws on a failed device.
   void synchronize() const;
-  /// Milliseconds from `since` to this event; both must be non-null, timed (Stream::record) and complete.
+  /// Milliseconds from `since` to this event; both must be non-null, timed (Stream::record) and
+  /// complete.
   double elapsedMs(const Event& since) const;
-  /// cudaEvent_t or device::cpu::Event*; nullptr for a null event and for events of the host itself.
+  /// cudaEvent_t or device::cpu::Event*; nullptr for a null event and for events of the host
+  /// itself.
   void* native() const noexcept;
 
   const std::shared_ptr<detail::EventBackend>& backend() const noexcept { return backend_; }
@@ -71,19 +73,20 @@ class Stream {
   Stream& operator=(const Stream&) = delete;
 
   explicit operator bool() const noexcept { return backend_ != nullptr; }
-  /// cudaStream_t or device::cpu::Stream*, as a kernel launch takes it. Belongs to this object (or to
-  /// the lender).
+  /// cudaStream_t or device::cpu::Stream*, as a kernel launch takes it. Belongs to this object (or
+  /// to the lender).
   void* native() const;
   Device& device() const;
-  /// An event after everything enqueued so far. Does not block. `timed` false is a little cheaper and
-  /// then elapsedMs() is refused.
+  /// An event after everything enqueued so far. Does not block. `timed` false is a little cheaper
+  /// and then elapsedMs() is refused.
   Event record(bool timed = true);
-  /// Work enqueued after this call starts only after `event`, which may be of any stream or device of
-  /// the same platform; null is ignored. Does not block (on the CPU's host stream it does).
+  /// Work enqueued after this call starts only after `event`, which may be of any stream or device
+  /// of the same platform; null is ignored. Does not block (on the CPU's host stream it does).
   void wait(const Event& event);
   /// Blocks the host thread until everything enqueued is done. @throws on a failed device.
   void synchronize();
-  /// Runs `action` on a host thread in stream order. It must not throw, and must not call the device.
+  /// Runs `action` on a host thread in stream order. It must not throw, and must not call the
+  /// device.
   void runOnHost(std::function<void()> action);
 
  private:
@@ -118,7 +121,8 @@ class Device : public std::enable_shared_from_this<Device> {
   /// @throws Error invalidArgument for a bad index, unsupported when this build has no CUDA or the
   /// machine no driver or GPU.
   static std::shared_ptr<Device> open(Platform platform, int index = 0);
-  /// Devices that open() accepts: 1 for the CPU; 0 for CUDA without driver, GPU or CUDA build. Never throws.
+  /// Devices that open() accepts: 1 for the CPU; 0 for CUDA without driver, GPU or CUDA build.
+  /// Never throws.
   static int count(Platform platform) noexcept;
 
   virtual ~Device() = default;
@@ -129,32 +133,33 @@ class Device : public std::enable_shared_from_this<Device> {
   int index() const noexcept { return index_; }
   /// One line for people: name, index, memory, multiprocessors.
   virtual std::string describe() const = 0;
-  /// Equal exactly for the same physical device, whatever its index in this process: the GPU's UUID,
-  /// or "cpu@" and the host id.
+  /// Equal exactly for the same physical device, whatever its index in this process: the GPU's
+  /// UUID, or "cpu@" and the host id.
   virtual std::string id() const = 0;
-  /// How many blocks can run at once, at one block per multiprocessor. CPU: 1024, because the blocks
-  /// of all ranks are always co-resident there.
+  /// How many blocks can run at once, at one block per multiprocessor. CPU: 1024, because the
+  /// blocks of all ranks are always co-resident there.
   virtual int multiprocessors() const = 0;
   /// Largest dynamic shared memory of a block, in bytes.
   virtual size_t maxSharedBytesPerBlock() const = 0;
 
   /// Memory that other ranks can map: zeroed, at least 256-byte aligned. CUDA: cudaMalloc; CPU: an
-  /// anonymous shared-memory object that dies with its last user. Blocks (also the device: for set-up,
-  /// not for the hot path). The pointer keeps the Device alive.
+  /// anonymous shared-memory object that dies with its last user. Blocks (also the device: for
+  /// set-up, not for the hot path). The pointer keeps the Device alive.
   /// @throws Error outOfMemory with the bytes asked for.
   virtual std::shared_ptr<void> allocateExportable(size_t bytes) = 0;
-  /// Zeroed host memory that kernels of this device address with the same pointer. Blocks, as above.
+  /// Zeroed host memory that kernels of this device address with the same pointer. Blocks, as
+  /// above.
   virtual std::shared_ptr<void> allocatePinned(size_t bytes) = 0;
-  /// Private device memory in stream order, not zeroed, at least 256-byte aligned: may be used by work
-  /// enqueued on `stream` after this call. 0 bytes give nullptr. Does not block.
+  /// Private device memory in stream order, not zeroed, at least 256-byte aligned: may be used by
+  /// work enqueued on `stream` after this call. 0 bytes give nullptr. Does not block.
   virtual void* allocate(size_t bytes, Stream& stream) = 0;
   /// Gives memory of allocate() back once the work enqueued on `stream` so far is done; nullptr is
   /// ignored. Failures are logged.
   virtual void release(void* memory, Stream& stream) noexcept = 0;
 
   /// Copies in stream order between any two addresses that this device or the host can reach. Host
-  /// memory must stay valid until the copy is done. Does not block, except on CUDA with host memory that
-  /// is not pinned.
+  /// memory must stay valid until the copy is done. Does not block, except on CUDA with host memory
+  /// that is not pinned.
   virtual void copy(void* destination, const void* source, size_t bytes, Stream& stream) = 0;
   /// Sets `bytes` bytes to `value` in stream order.
   virtual void fill(void* memory, uint8_t value, size_t bytes, Stream& stream) = 0;
@@ -162,20 +167,20 @@ class Device : public std::enable_shared_from_this<Device> {
   /// A new stream that does not synchronise with CUDA's default stream. `rank` only names it in the
   /// reports (and chaos schedules) of the CPU runtime.
   virtual Stream createStream(bool highPriority = false, int rank = 0) = 0;
-  /// Wraps a stream of the caller's, who keeps it alive and destroys it. CUDA: any cudaStream_t of this
-  /// device, also 0; CPU: a device::cpu::Stream*, or nullptr for the host itself.
+  /// Wraps a stream of the caller's, who keeps it alive and destroys it. CUDA: any cudaStream_t of
+  /// this device, also 0; CPU: a device::cpu::Stream*, or nullptr for the host itself.
   virtual Stream borrowStream(void* native) = 0;
 
-  /// Describes [memory, memory + bytes), which must lie in one allocateExportable() of this device, to
-  /// other ranks. The allocation must stay alive until they have imported it (CUDA, other processes:
-  /// and while they use it).
+  /// Describes [memory, memory + bytes), which must lie in one allocateExportable() of this device,
+  /// to other ranks. The allocation must stay alive until they have imported it (CUDA, other
+  /// processes: and while they use it).
   virtual MemoryHandle exportMemory(void* memory, size_t bytes) = 0;
   /// The exported memory, as this device's kernels address it, until the pointer is dropped.
-  /// Same process: the plain pointer, with peer access enabled when it is on another GPU; it keeps the
-  /// allocation alive. Another process of this host: CUDA IPC (the exporter must outlive it), or a
-  /// mapping of the shared memory, found through the exporter's /proc/<pid>/fd: there is no name that
-  /// could stay behind, and no size limit of /dev/shm. For that the exporter must be alive and of the
-  /// same user and pid namespace at the moment of the call.
+  /// Same process: the plain pointer, with peer access enabled when it is on another GPU; it keeps
+  /// the allocation alive. Another process of this host: CUDA IPC (the exporter must outlive it),
+  /// or a mapping of the shared memory, found through the exporter's /proc/<pid>/fd: there is no
+  /// name that could stay behind, and no size limit of /dev/shm. For that the exporter must be
+  /// alive and of the same user and pid namespace at the moment of the call.
   /// @throws Error unsupported for memory of another host (names both) or of another platform.
   virtual std::shared_ptr<void> importMemory(const MemoryHandle& handle) = 0;
 

@@ -3,15 +3,16 @@
 
 #include <cstddef>
 #include <memory>
-#include <mscclpp/bootstrap.hpp>
-#include <mscclpp/platform.hpp>
 #include <span>
 #include <vector>
 
+#include <mscclpp/bootstrap.hpp>
+#include <mscclpp/platform.hpp>
+
 namespace mscclpp {
 
-/// A piece of exportable memory: the own one, or a peer's mapped into this process. A shared handle;
-/// the memory lives until the last copy is gone.
+/// A piece of exportable memory: the own one, or a peer's mapped into this process. A shared
+/// handle; the memory lives until the last copy is gone.
 class RegisteredMemory {
  public:
   RegisteredMemory() = default;
@@ -41,9 +42,9 @@ class RegisteredMemory {
   MemoryHandle handle_{};
 };
 
-/// Collective: every rank gives a memory (sizes may differ) and gets those of all ranks, mapped for its
-/// own device; the own entry is `local` itself. When one rank cannot map one, every rank throws an
-/// Error that names both.
+/// Collective: every rank gives a memory (sizes may differ) and gets those of all ranks, mapped for
+/// its own device; the own entry is `local` itself. When one rank cannot map one, every rank throws
+/// an Error that names both.
 std::vector<RegisteredMemory> exchangeMemories(Bootstrap& bootstrap, const RegisteredMemory& local);
 
 }  // namespace mscclpp

@@ -34,6 +34,7 @@ def place_of(kind: str, index: int) -> Place:
     return Place(torch.device(kind, index) if kind == "cuda" else torch.device("cpu"))
 
 
+@functools.lru_cache(maxsize=None)
 def cuda_is_usable() -> bool:
     """Whether this build has CUDA kernels and both torch and the library see a GPU."""
     return (
