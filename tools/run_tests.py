@@ -176,9 +176,9 @@ def stage_rules(stage):
     return Result(passed=1)
 
 
-# What `make test` and CI run. Not among them yet, and run by name: `tsan` (7 of 610 tests fail, see
+# What `make test` and CI run. Not yet, and run by name: `rules`, `cuda` (not run to the end); `tsan` (7 of 610 tests fail, see
 # docs/validation.md), `asan` and the compiler-based half of `lint` (never run on the whole tree).
-DEFAULT = ("rules", "cpu", "chaos", "python", "cuda")
+DEFAULT = ("cpu", "chaos", "python")
 
 STAGES = {
     "rules": stage_rules,
