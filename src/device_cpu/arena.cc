@@ -9,7 +9,9 @@
 
 #include "device_cpu/sync.hpp"
 
-namespace mscclpp::device::inline cpu::detail {
+namespace mscclpp::device {
+inline namespace cpu {
+namespace detail {
 namespace {
 
 constexpr size_t kMinClass = 4;  // 16 bytes
@@ -80,4 +82,6 @@ void arenaRelease(void* memory, size_t bytes) {
   freeLists[sizeClass] = block;
 }
 
-}  // namespace mscclpp::device::inline cpu::detail
+}  // namespace detail
+}  // namespace cpu
+}  // namespace mscclpp::device

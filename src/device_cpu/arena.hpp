@@ -9,7 +9,9 @@
 
 /// Memory the sanitizers do not know: what kernel threads allocate and free through the runtime
 /// must not run malloc in their race-detector context.
-namespace mscclpp::device::inline cpu::detail {
+namespace mscclpp::device {
+inline namespace cpu {
+namespace detail {
 
 /// Power-of-two sizes, aligned to the size up to a page. Never returns memory to the system.
 void* arenaAllocate(size_t bytes);
@@ -114,4 +116,6 @@ class ArenaRing {
   size_t tail_ = 0;
 };
 
-}  // namespace mscclpp::device::inline cpu::detail
+}  // namespace detail
+}  // namespace cpu
+}  // namespace mscclpp::device

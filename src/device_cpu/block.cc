@@ -8,7 +8,9 @@
 #include "device_cpu/runtime.hpp"
 
 /// Memory, start and end of blocks.
-namespace mscclpp::device::inline cpu::detail {
+namespace mscclpp::device {
+inline namespace cpu {
+namespace detail {
 namespace {
 
 constexpr size_t kPage = 4096;
@@ -271,4 +273,6 @@ bool endBlock(Worker* worker, Block* block) {
   return true;
 }
 
-}  // namespace mscclpp::device::inline cpu::detail
+}  // namespace detail
+}  // namespace cpu
+}  // namespace mscclpp::device

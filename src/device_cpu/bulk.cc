@@ -6,7 +6,9 @@
 /// moments, both drawn at random, so copies finish late and out of order. Until then a load's
 /// destination holds poison. With checkProxy, stores read shared memory as it was at the last
 /// fenceProxyAsyncShared().
-namespace mscclpp::device::inline cpu::detail {
+namespace mscclpp::device {
+inline namespace cpu {
+namespace detail {
 namespace {
 
 constexpr int kPoison = 0xDB;
@@ -263,4 +265,6 @@ void abandonCopies(Worker* worker) {
   worker->copies.clear();
 }
 
-}  // namespace mscclpp::device::inline cpu::detail
+}  // namespace detail
+}  // namespace cpu
+}  // namespace mscclpp::device

@@ -3,7 +3,9 @@
 #include "device_cpu/runtime.hpp"
 
 /// Warp collectives, barriers, and what else a kernel thread asks about itself.
-namespace mscclpp::device::inline cpu::detail {
+namespace mscclpp::device {
+inline namespace cpu {
+namespace detail {
 namespace {
 
 void completeCollective(Warp* warp, Collective& collective, const Fiber* caller) {
@@ -178,4 +180,6 @@ void finishThread(Worker* worker, Fiber* fiber) {
   if (--block->active == 0 && block->live != 0) worker->suspect = block;
 }
 
-}  // namespace mscclpp::device::inline cpu::detail
+}  // namespace detail
+}  // namespace cpu
+}  // namespace mscclpp::device

@@ -6,7 +6,8 @@
 #include "mscclpp/device/cpu/runtime.hpp"
 
 /// Configuration from MSCCLPP_SIMT_... variables.
-namespace mscclpp::device::inline cpu {
+namespace mscclpp::device {
+inline namespace cpu {
 namespace {
 
 template <class T>
@@ -55,4 +56,5 @@ RuntimeConfig RuntimeConfig::testing(uint64_t seed, bool chaos) {
   return config;
 }
 
-}  // namespace mscclpp::device::inline cpu
+}  // namespace cpu
+}  // namespace mscclpp::device

@@ -6,7 +6,9 @@
 
 #include "device_cpu/sanitizer.hpp"
 
-namespace mscclpp::device::inline cpu::detail {
+namespace mscclpp::device {
+inline namespace cpu {
+namespace detail {
 namespace {
 
 struct Jump {
@@ -48,4 +50,6 @@ void adoptThread(Context& context) {
   pthread_attr_destroy(&attributes);
 }
 
-}  // namespace mscclpp::device::inline cpu::detail
+}  // namespace detail
+}  // namespace cpu
+}  // namespace mscclpp::device

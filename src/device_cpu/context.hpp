@@ -2,7 +2,9 @@
 
 #include <cstddef>
 
-namespace mscclpp::device::inline cpu::detail {
+namespace mscclpp::device {
+inline namespace cpu {
+namespace detail {
 
 /// A point of execution with a stack of its own: a kernel thread, or a worker's scheduler.
 struct Context {
@@ -22,4 +24,6 @@ void jump(Context& from, Context& to, ContextEntry entry);
 /// Describes the calling OS thread's own stack.
 void adoptThread(Context& context);
 
-}  // namespace mscclpp::device::inline cpu::detail
+}  // namespace detail
+}  // namespace cpu
+}  // namespace mscclpp::device

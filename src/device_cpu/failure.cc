@@ -3,7 +3,9 @@
 /// What happens after a kernel failed: every worker lets go of its blocks (their threads are never
 /// resumed: kernels own nothing), then the streams' work is dropped and the runtime can be used
 /// again.
-namespace mscclpp::device::inline cpu::detail {
+namespace mscclpp::device {
+inline namespace cpu {
+namespace detail {
 namespace {
 
 // Runtime::lock is held and no worker runs anything.
@@ -87,4 +89,6 @@ void abandonWork(Worker* worker) {
   }
 }
 
-}  // namespace mscclpp::device::inline cpu::detail
+}  // namespace detail
+}  // namespace cpu
+}  // namespace mscclpp::device

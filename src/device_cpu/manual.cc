@@ -1,7 +1,8 @@
 #include "device_cpu/runtime.hpp"
 
 /// Manual mode: one worker, on the thread that calls runAll().
-namespace mscclpp::device::inline cpu {
+namespace mscclpp::device {
+inline namespace cpu {
 namespace {
 
 RuntimeConfig backgroundConfig;  // put back by ~Manual
@@ -50,4 +51,5 @@ bool Manual::runAll() {
   return sound;
 }
 
-}  // namespace mscclpp::device::inline cpu
+}  // namespace cpu
+}  // namespace mscclpp::device

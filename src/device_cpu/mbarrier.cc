@@ -4,7 +4,9 @@
 
 /// Mbarriers, in the 8 bytes that the hardware's take. Who waits for one sleeps until its phase
 /// completes.
-namespace mscclpp::device::inline cpu::detail {
+namespace mscclpp::device {
+inline namespace cpu {
+namespace detail {
 namespace {
 
 constexpr uint64_t kMagic = 0xB5;
@@ -181,4 +183,6 @@ void checkDeadlines(Worker* worker) {
   }
 }
 
-}  // namespace mscclpp::device::inline cpu::detail
+}  // namespace detail
+}  // namespace cpu
+}  // namespace mscclpp::device

@@ -8,7 +8,9 @@
 #include "device_cpu/runtime.hpp"
 
 /// Text of failures: who waits for what, where.
-namespace mscclpp::device::inline cpu::detail {
+namespace mscclpp::device {
+inline namespace cpu {
+namespace detail {
 namespace {
 
 constexpr size_t kMaxLines = 40;
@@ -173,4 +175,6 @@ std::string waitTable(const Worker* worker) {
   return text;
 }
 
-}  // namespace mscclpp::device::inline cpu::detail
+}  // namespace detail
+}  // namespace cpu
+}  // namespace mscclpp::device

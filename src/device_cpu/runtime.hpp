@@ -7,7 +7,9 @@
 #include "device_cpu/state.hpp"
 
 /// What the files of the runtime call of each other.
-namespace mscclpp::device::inline cpu::detail {
+namespace mscclpp::device {
+inline namespace cpu {
+namespace detail {
 
 inline constexpr int kMaxWorkers = 16;
 
@@ -126,4 +128,6 @@ void dropAllBlocks();
 /// Makes sure that the watchdog looks at the workers while they run.
 void wakeWatchdog();
 
-}  // namespace mscclpp::device::inline cpu::detail
+}  // namespace detail
+}  // namespace cpu
+}  // namespace mscclpp::device

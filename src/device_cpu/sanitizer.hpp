@@ -21,7 +21,9 @@ void AnnotateIgnoreWritesEnd(const char* file, int line);
 /// What the runtime tells the sanitizers. This library itself is never instrumented: it reports
 /// what kernels do (who runs, what orders what, what a bulk copy touches) through these calls,
 /// which are empty in a plain build.
-namespace mscclpp::device::inline cpu::detail {
+namespace mscclpp::device {
+inline namespace cpu {
+namespace detail {
 
 #ifdef MSCCLPP_SIMT_TSAN
 inline constexpr bool kRaceDetector = true;
@@ -133,4 +135,6 @@ inline void rawFill(void* to, int value, size_t bytes) {
 #endif
 }
 
-}  // namespace mscclpp::device::inline cpu::detail
+}  // namespace detail
+}  // namespace cpu
+}  // namespace mscclpp::device

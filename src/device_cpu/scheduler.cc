@@ -8,7 +8,9 @@
 /// Which kernel thread runs next. FIFO: warps take turns; a warp's ready lanes run to exhaustion
 /// before the next warp, which keeps their stacks in the cache. Chaos: everything that CUDA leaves
 /// open is decided by the seed.
-namespace mscclpp::device::inline cpu::detail {
+namespace mscclpp::device {
+inline namespace cpu {
+namespace detail {
 namespace {
 
 thread_local Worker* threadWorker = nullptr;
@@ -100,17 +102,21 @@ Warp* chooseAtRandom(Worker* worker) {
   return worker->queue.popFront();
 }
 
+// Warps freeze often and for a short time, blocks and ranks seldom and for long; never two ranks at
+// once, or they would only take turns.
 void freezeAtRandom(Worker* worker, Warp* warp) {
   const auto longest = static_cast<uint64_t>(std::max(1, runtime().config.freezeSteps));
+  const uint64_t step = worker->step;
   if (randomNumber(worker) % 64 == 0) {
-    warp->frozenUntil = worker->step + randomNumber(worker) % std::min<uint64_t>(longest, 1024);
+    warp->frozenUntil = step + randomNumber(worker) % std::min<uint64_t>(longest, 1024);
   }
-  const uint64_t draw = randomNumber(worker) % 512;
-  if (draw == 0) {
+  const uint64_t draw = randomNumber(worker) % 1024;
+  if (draw == 0 && worker->anyRankFrozenUntil <= step) {
     const auto rank = static_cast<unsigned>(warp->block->grid->stream->rank) % kRankSlots;
-    worker->rankFrozenUntil[rank] = worker->step + randomNumber(worker) % longest;
-  } else if (draw <= 2) {
-    warp->block->frozenUntil = worker->step + randomNumber(worker) % longest;
+    worker->anyRankFrozenUntil = step + randomNumber(worker) % (4 * longest);
+    worker->rankFrozenUntil[rank] = worker->anyRankFrozenUntil;
+  } else if (draw == 1) {
+    warp->block->frozenUntil = step + randomNumber(worker) % longest;
   }
 }
 
@@ -277,6 +283,7 @@ void resetWorker(Worker* worker, const RuntimeConfig& config) {
   worker->step = 0;
   worker->visits = 0;
   worker->idleRounds = 0;
+  worker->anyRankFrozenUntil = 0;
   std::fill(std::begin(worker->rankFrozenUntil), std::end(worker->rankFrozenUntil), 0u);
 }
 
@@ -373,4 +380,6 @@ void runInBackground(Worker* worker) {
   setCurrentWorker(nullptr);
 }
 
-}  // namespace mscclpp::device::inline cpu::detail
+}  // namespace detail
+}  // namespace cpu
+}  // namespace mscclpp::device

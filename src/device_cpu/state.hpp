@@ -17,7 +17,9 @@
 ///
 /// A block and everything in it belongs to one worker, i.e. one OS thread: its state is plain data.
 /// What workers and host threads share (queues of streams, failures) is behind Runtime::lock.
-namespace mscclpp::device::inline cpu::detail {
+namespace mscclpp::device {
+inline namespace cpu {
+namespace detail {
 
 inline constexpr unsigned kWarpLanes = 32;
 inline constexpr unsigned kMaxThreads = 1024;
@@ -201,6 +203,7 @@ struct Worker : ArenaObject {
   Block* firstRunning = nullptr;
   Block* suspect = nullptr;  // may have nobody left who can run
   uint64_t rankFrozenUntil[kRankSlots] = {};
+  uint64_t anyRankFrozenUntil = 0;
   PendingFailure pending;
   RuntimeStats stats;
   bool abandoned = false;  // this worker has let go of its blocks after a failure
@@ -255,4 +258,6 @@ struct StreamState : ArenaObject {
   char doneSync[8] = {};  // race detector: what threads that ended did; joins sync with the grid
 };
 
-}  // namespace mscclpp::device::inline cpu::detail
+}  // namespace detail
+}  // namespace cpu
+}  // namespace mscclpp::device

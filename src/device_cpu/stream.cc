@@ -1,7 +1,8 @@
 #include "device_cpu/runtime.hpp"
 
 /// The public Stream and Event.
-namespace mscclpp::device::inline cpu {
+namespace mscclpp::device {
+inline namespace cpu {
 
 Stream::Stream(std::unique_ptr<detail::StreamState> state) : state_(std::move(state)) {}
 Stream::~Stream() = default;
@@ -148,4 +149,5 @@ uint64_t Event::timestampNs() const {
   return record->timestampNs;
 }
 
-}  // namespace mscclpp::device::inline cpu
+}  // namespace cpu
+}  // namespace mscclpp::device

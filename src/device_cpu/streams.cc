@@ -4,7 +4,9 @@
 #include "device_cpu/runtime.hpp"
 
 /// Operations of streams: queued by host threads, moved on by the stream's home worker.
-namespace mscclpp::device::inline cpu::detail {
+namespace mscclpp::device {
+inline namespace cpu {
+namespace detail {
 namespace {
 
 Worker* homeOf(const StreamState* stream) {
@@ -279,4 +281,6 @@ void launchGrid(NativeStream stream, const GridRequest& request) {
   enqueue(&stream->state(), std::move(op));
 }
 
-}  // namespace mscclpp::device::inline cpu::detail
+}  // namespace detail
+}  // namespace cpu
+}  // namespace mscclpp::device

@@ -11,7 +11,9 @@
 
 /// Locks of the runtime. Built on the futex call alone: ThreadSanitizer sees no synchronisation in
 /// them, so the runtime's own locking does not order what kernels of different ranks do.
-namespace mscclpp::device::inline cpu::detail {
+namespace mscclpp::device {
+inline namespace cpu {
+namespace detail {
 
 inline void futexWait(uint32_t* word, uint32_t value, uint64_t timeoutNs) {
   timespec time{static_cast<time_t>(timeoutNs / 1000000000u),
@@ -63,4 +65,6 @@ class Signal {
   uint32_t waiters_ = 0;
 };
 
-}  // namespace mscclpp::device::inline cpu::detail
+}  // namespace detail
+}  // namespace cpu
+}  // namespace mscclpp::device

@@ -3,7 +3,9 @@
 #include "device_cpu/runtime.hpp"
 
 /// Preemption at atomics, waits that poll, and how a kernel thread fails.
-namespace mscclpp::device::inline cpu::detail {
+namespace mscclpp::device {
+inline namespace cpu {
+namespace detail {
 
 namespace {
 
@@ -86,4 +88,6 @@ void failKernel(const char* what, const void* address, const Site& site) {
   failFiber(what, address, site);
 }
 
-}  // namespace mscclpp::device::inline cpu::detail
+}  // namespace detail
+}  // namespace cpu
+}  // namespace mscclpp::device

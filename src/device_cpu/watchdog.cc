@@ -6,7 +6,9 @@
 
 /// Finds kernel threads that loop without ever calling a primitive: they stop their worker, so
 /// nothing else can report them.
-namespace mscclpp::device::inline cpu::detail {
+namespace mscclpp::device {
+inline namespace cpu {
+namespace detail {
 namespace {
 
 constexpr uint64_t kPeriodNs = 200'000'000;
@@ -75,4 +77,6 @@ void wakeWatchdog() {
   }
 }
 
-}  // namespace mscclpp::device::inline cpu::detail
+}  // namespace detail
+}  // namespace cpu
+}  // namespace mscclpp::device

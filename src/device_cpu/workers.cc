@@ -6,7 +6,8 @@
 #include "device_cpu/runtime.hpp"
 
 /// Configuration, and start and stop of workers.
-namespace mscclpp::device::inline cpu {
+namespace mscclpp::device {
+inline namespace cpu {
 namespace detail {
 namespace {
 
@@ -144,4 +145,5 @@ RuntimeStats runtimeStats() {
   return sum;
 }
 
-}  // namespace mscclpp::device::inline cpu
+}  // namespace cpu
+}  // namespace mscclpp::device

@@ -281,6 +281,30 @@ void ring(const Args& args) {
 }
 inline constexpr unsigned kRingLast = __LINE__;
 
+// The same row twice: the stage holds the right bytes already when the second load is not waited
+// for.
+inline constexpr unsigned kTwiceFirst = __LINE__;
+template <bool Bug>
+void loadTwice(const Args& args) {
+  auto& shared = sharedStorage<RingShared>();
+  if (threadIndex() == 0) initMbarrier(&shared.full[0], 1);
+  syncBlock();
+  for (unsigned turn = 0; turn < 2; ++turn) {
+    if (threadIndex() == 0) {
+      arriveExpectBytes(&shared.full[0], kRow);
+      bulkLoad(shared.in[0], args.mine->rows, kRow, &shared.full[0]);
+    }
+    if (turn == 0 || !Bug) waitParity(args.control, &shared.full[0], turn, {3, -1});
+    syncBlock();
+    const uint32_t at = threadIndex() * 4;
+    expectWord(args, *reinterpret_cast<const uint32_t*>(shared.in[0] + at),
+               *reinterpret_cast<const uint32_t*>(args.mine->rows + at));
+    syncBlock();
+  }
+  if (Bug) waitParity(args.control, &shared.full[0], 1, {3, -1});
+}
+inline constexpr unsigned kTwiceLast = __LINE__;
+
 // ------------------------------------------------------------------ memory
 
 enum class Bounds { right, global, shared, padding, bulkGlobal };

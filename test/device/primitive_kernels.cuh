@@ -83,6 +83,17 @@ __device__ inline void syncWarps(const OutArgs& args) {
   args.out[globalThread()] = sum;
 }
 
+// The upper half of each warp returns; collectives of the full mask then need only the lower half.
+__device__ inline void exitedLanes(const OutArgs& args) {
+  const unsigned lane = laneId();
+  if (lane >= 16) return;
+  uint32_t* out = args.out + globalThread() * 4;
+  out[0] = ballot(true);
+  out[1] = shuffle(lane, 15);
+  syncWarp();
+  out[2] = all(lane < 16) ? 1 : 0;
+}
+
 // ---- barriers
 __device__ inline void syncBlocks(const OutArgs& args) {
   uint32_t* shared = &sharedStorage<uint32_t>();

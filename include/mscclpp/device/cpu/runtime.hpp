@@ -23,23 +23,30 @@ class DeviceError : public Error {
   explicit DeviceError(const std::string& report) : Error(ErrorCode::internal, report) {}
 };
 
+/// Beside each member: the variable MSCCLPP_SIMT_... that RuntimeConfig::fromEnvironment() reads.
 struct RuntimeConfig {
-  int workers = 1;  ///< OS threads of background mode; a block stays on one (MSCCLPP_SIMT_WORKERS)
-  uint64_t seed = 1;  ///< of every random choice (MSCCLPP_SIMT_SEED)
-  bool chaos =
-      false;  ///< random order, freezes of warps, blocks and ranks; needs one worker (_CHAOS)
-  int preemptPercent = 0;  ///< chance to switch threads at an atomic (_PREEMPT)
-  size_t stackBytes =
-      32 * 1024;  ///< per kernel thread; sanitizer builds take 8 times that (_STACK)
-  int bulkMaxDelay =
-      0;  ///< scheduler steps a bulk copy may be late; 0 = done at once (_BULK_DELAY)
-  bool checkProxy = false;  ///< bulk stores see shared memory as of the last fence (_CHECK_PROXY)
-  bool closed = false;      ///< nobody else raises flags: "no progress" is a deadlock (_CLOSED)
-  int freezeSteps = 4000;   ///< chaos: longest freeze of a block or a rank, in steps (_FREEZE)
-  int watchdogSeconds =
-      30;  ///< a thread that calls no primitive for so long aborts; 0 = off (_WATCHDOG)
-  int raceContexts =
-      256;  ///< TSan builds: above this, one context per warp, not per lane (_CONTEXTS)
+  /// WORKERS. OS threads of background mode, 1 to 16; a block stays on one.
+  int workers = 1;
+  /// SEED. Of every random choice.
+  uint64_t seed = 1;
+  /// CHAOS. Random order, freezes of warps, blocks and ranks; takes one worker.
+  bool chaos = false;
+  /// PREEMPT. Chance to switch threads at an atomic.
+  int preemptPercent = 0;
+  /// STACK. Per kernel thread; sanitizer builds take 8 times that.
+  size_t stackBytes = 32 * 1024;
+  /// BULK_DELAY. Scheduler steps that a bulk copy may be late; 0 = done at once.
+  int bulkMaxDelay = 0;
+  /// CHECK_PROXY. Bulk stores see shared memory as of the last fenceProxyAsyncShared().
+  bool checkProxy = false;
+  /// CLOSED. Nobody else raises flags: "no progress" is a deadlock at once (with one worker).
+  bool closed = false;
+  /// FREEZE. Chaos: longest freeze of a block, in scheduler steps; of a rank four times that.
+  int freezeSteps = 4000;
+  /// WATCHDOG. Seconds after which a thread that calls no primitive ends the process; 0 = off.
+  int watchdogSeconds = 30;
+  /// CONTEXTS. ThreadSanitizer builds: above this many threads, one context per warp, not per lane.
+  int raceContexts = 256;
 
   /// The defaults above with the variables MSCCLPP_SIMT_... applied.
   static RuntimeConfig fromEnvironment();
