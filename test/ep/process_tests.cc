@@ -141,6 +141,7 @@ TEST(EpProcesses, EveryCallOnFourRanks) {
 class EpKilledRank : public ::testing::TestWithParam<const char*> {};
 
 TEST_P(EpKilledRank, IsNamedByTheOthersInTime) {
+  if (underThreadSanitizer()) GTEST_SKIP() << "a failed call leaves data unordered";
   if (!enoughDevices(3)) GTEST_SKIP() << "needs 3 GPUs";
   std::vector<Ending> endings;
   const auto start = std::chrono::steady_clock::now();

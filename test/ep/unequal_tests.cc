@@ -131,6 +131,7 @@ TEST(EpUnequal, DispatchAgainstCombineEndsInTime) {
 class EpMissingRank : public ::testing::TestWithParam<const char*> {};
 
 TEST_P(EpMissingRank, IsNamedByTheOthersInTime) {
+  if (underThreadSanitizer()) GTEST_SKIP() << "a failed call leaves data unordered";
   const std::string call = GetParam();
   const World world({.ranks = 3, .tokens = {6}, .topk = 3, .experts = 6});
   BufferOptions options = testOptions();

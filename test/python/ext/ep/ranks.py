@@ -206,14 +206,15 @@ def _results(answers: Dict[int, Any]) -> List[Any]:
 
 def run_threads(function: Callable, size: int, platform: str, args: tuple, limit: float) -> List:
     """Runs the ranks as threads; on CUDA each has a stream of its own."""
+    import torch
+
+    torch.arange(1)  # torch's first argument check imports numpy, and deadlocks from two threads
     comm, answers = ThreadComm(size), {}
 
     def main(rank: int) -> None:
         me = Rank(rank, size, platform, comm=comm.of(rank))
         try:
             if platform == "cuda":
-                import torch
-
                 torch.cuda.set_device(me.device)
                 with torch.cuda.stream(torch.cuda.Stream()):
                     answers[rank] = ("ok", function(me, *args))
