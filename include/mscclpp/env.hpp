@@ -12,9 +12,7 @@
 namespace mscclpp {
 
 enum class Platform;
-
-/// What carries the port channels between nodes (MSCCLPP_EP_TRANSPORT).
-enum class Transport { shm, cudaIpc, tcp, verbs };
+enum class Transport;
 
 /// The values of the environment variables, checked. A bad value is an Error (invalidArgument) that
 /// names the variable, the value and the allowed values.
@@ -27,7 +25,7 @@ class Env {
   explicit Env(const Lookup& lookup);
 
   std::optional<int> ranksPerNode;     ///< MSCCLPP_EP_RANKS_PER_NODE: forces the node shape, >= 1
-  std::optional<Transport> transport;  ///< MSCCLPP_EP_TRANSPORT
+  std::optional<Transport> transport;  ///< MSCCLPP_EP_TRANSPORT: carries port channels
   std::chrono::nanoseconds timeout;    ///< MSCCLPP_EP_TIMEOUT: 0 = no limit; default 100 s
   std::optional<Platform> platform;    ///< MSCCLPP_EP_PLATFORM
   /// CUDA_DEVICE_MAX_CONNECTIONS, CUDA's own: streams of one process that really run side by side

@@ -150,6 +150,10 @@ class Device : public std::enable_shared_from_this<Device> {
   /// Zeroed host memory that kernels of this device address with the same pointer. Blocks, as
   /// above.
   virtual std::shared_ptr<void> allocatePinned(size_t bytes) = 0;
+  /// Makes host memory that was made elsewhere (an exportable allocation of the CPU device, say, or
+  /// a mapping of a peer's) addressable for kernels of this device, with the same pointer, while
+  /// the result lives; the result keeps `memory` alive. Blocks, as above. CPU: `memory` itself.
+  virtual std::shared_ptr<void> registerHost(std::shared_ptr<void> memory, size_t bytes) = 0;
   /// Private device memory in stream order, not zeroed, at least 256-byte aligned: may be used by
   /// work enqueued on `stream` after this call. 0 bytes give nullptr. Does not block.
   virtual void* allocate(size_t bytes, Stream& stream) = 0;

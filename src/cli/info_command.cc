@@ -2,6 +2,7 @@
 #include <cstdio>
 #include <functional>
 
+#include <mscclpp/connection.hpp>
 #include <mscclpp/env.hpp>
 #include <mscclpp/errors.hpp>
 #include <mscclpp/format.hpp>
@@ -36,20 +37,6 @@ std::string devicesOf(Platform platform) {
   return fmt::format("  {}    {}\n", toString(platform), reason);
 }
 
-std::string_view nameOf(Transport transport) {
-  switch (transport) {
-    case Transport::shm:
-      return "shm";
-    case Transport::cudaIpc:
-      return "cuda_ipc";
-    case Transport::tcp:
-      return "tcp";
-    case Transport::verbs:
-      return "verbs";
-  }
-  return "unknown";
-}
-
 /// The values in force. docs/environment.md has the whole table.
 std::string environmentTable() {
   static constexpr std::array kLevels{"trace", "debug", "info", "warn", "error", "off"};
@@ -65,7 +52,7 @@ std::string environmentTable() {
       "seconds that any wait for a peer may take");
   row("MSCCLPP_EP_RANKS_PER_NODE", e.ranksPerNode ? std::to_string(*e.ranksPerNode) : "",
       "forces the node shape");
-  row("MSCCLPP_EP_TRANSPORT", e.transport ? std::string(nameOf(*e.transport)) : "",
+  row("MSCCLPP_EP_TRANSPORT", e.transport ? std::string(toString(*e.transport)) : "",
       "shm, cuda_ipc, tcp or verbs: carries port channels");
   row("MSCCLPP_SOCKET_INTERFACE", e.socketInterface, "interface or address of the rendezvous");
   row("MSCCLPP_HOST_ID", e.hostId, "identity of this host");

@@ -7,6 +7,7 @@
 #include <fstream>
 #include <utility>
 
+#include <mscclpp/connection.hpp>
 #include <mscclpp/env.hpp>
 #include <mscclpp/errors.hpp>
 #include <mscclpp/platform.hpp>

@@ -9,6 +9,7 @@
 
 #include <gtest/gtest.h>
 
+#include <mscclpp/connection.hpp>
 #include <mscclpp/env.hpp>
 #include <mscclpp/errors.hpp>
 #include <mscclpp/platform.hpp>

@@ -81,6 +81,9 @@ class CpuDevice final : public Device {
 
   std::shared_ptr<void> allocateExportable(size_t bytes) override;
   std::shared_ptr<void> allocatePinned(size_t bytes) override;
+  std::shared_ptr<void> registerHost(std::shared_ptr<void> memory, size_t) override {
+    return memory;
+  }
   void* allocate(size_t bytes, Stream& stream) override;
   void release(void* memory, Stream& stream) noexcept override;
   void copy(void* destination, const void* source, size_t bytes, Stream& stream) override;

@@ -70,6 +70,7 @@ class CudaDevice final : public Device {
 
   std::shared_ptr<void> allocateExportable(size_t bytes) override;
   std::shared_ptr<void> allocatePinned(size_t bytes) override;
+  std::shared_ptr<void> registerHost(std::shared_ptr<void> memory, size_t bytes) override;
   void* allocate(size_t bytes, Stream& stream) override;
   void release(void* memory, Stream& stream) noexcept override;
   void copy(void* destination, const void* source, size_t bytes, Stream& stream) override;
@@ -202,6 +203,33 @@ std::shared_ptr<void> CudaDevice::allocatePinned(size_t bytes) {
               cudaLog(cudaFreeHost(pointer), "cudaFreeHost");
             });
           }};
+}
+
+std::shared_ptr<void> CudaDevice::registerHost(std::shared_ptr<void> memory, size_t bytes) {
+  const CurrentDevice current(index());
+  const RelaxedCapture relaxed;
+  void* const host = memory.get();
+  const cudaError_t result =
+      cudaHostRegister(host, bytes, cudaHostRegisterPortable | cudaHostRegisterMapped);
+  if (result == cudaErrorHostMemoryAlreadyRegistered) {  // by another rank of this process
+    static_cast<void>(cudaGetLastError());
+    return memory;
+  }
+  if (result != cudaSuccess) failAllocation(result, "cudaHostRegister", bytes);
+  std::shared_ptr<void> registered(
+      host, [device = shared_from_this(), owner = std::move(memory)](void* pointer) {
+        runNoThrow("unregistering host memory", [&] {
+          const CurrentDevice current(device->index());
+          const RelaxedCapture relaxedFree;
+          cudaLog(cudaHostUnregister(pointer), "cudaHostUnregister");
+        });
+      });
+  void* mapped = nullptr;
+  cudaTry(cudaHostGetDevicePointer(&mapped, host, 0), "cudaHostGetDevicePointer");
+  check(mapped == host, ErrorCode::unsupported,
+        "cuda device {} sees registered host memory at another address than the host: not supported",
+        index());
+  return registered;
 }
 
 void* CudaDevice::allocate(size_t bytes, Stream& stream) {
