@@ -136,6 +136,8 @@ class Device : public std::enable_shared_from_this<Device> {
   /// Equal exactly for the same physical device, whatever its index in this process: the GPU's
   /// UUID, or "cpu@" and the host id.
   virtual std::string id() const = 0;
+  /// Where the device sits, as the kernel names it ("0000:3b:00.0"); empty for the CPU.
+  virtual std::string pciAddress() const { return {}; }
   /// How many blocks can run at once, at one block per multiprocessor. CPU: 1024, because the
   /// blocks of all ranks are always co-resident there.
   virtual int multiprocessors() const = 0;

@@ -65,6 +65,10 @@ class CudaDevice final : public Device {
 
   std::string describe() const override;
   std::string id() const override { return id_; }
+  std::string pciAddress() const override {
+    return fmt::format("{:04x}:{:02x}:{:02x}.0", properties_.pciDomainID, properties_.pciBusID,
+                       properties_.pciDeviceID);
+  }
   int multiprocessors() const override { return properties_.multiProcessorCount; }
   size_t maxSharedBytesPerBlock() const override { return properties_.sharedMemPerBlockOptin; }
 

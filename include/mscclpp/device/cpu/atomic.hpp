@@ -53,6 +53,16 @@ T fetchAddAcqRel(T* address, std::type_identity_t<T> value) {
   detail::beforeAtomicUpdate();
   return __atomic_fetch_add(address, value, __ATOMIC_ACQ_REL);
 }
+/// Two words at a multiple of 16 bytes. A reader may see one without the other: here often, because
+/// the second is stored first and a thread may be preempted between them.
+inline void storeReleasePair(uint64_t* address, uint64_t first, uint64_t second) {
+  storeRelease(address + 1, second);
+  storeRelease(address, first);
+}
+inline void storeRelaxedPair(uint64_t* address, uint64_t first, uint64_t second) {
+  storeRelaxed(address + 1, second);
+  storeRelaxed(address, first);
+}
 /// On failure writes the value found to `expected`.
 template <class T>
 bool compareExchangeAcqRel(T* address, T& expected, std::type_identity_t<T> desired) {

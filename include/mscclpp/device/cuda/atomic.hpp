@@ -104,6 +104,18 @@ template <class T>
 __device__ __forceinline__ T fetchAddAcqRel(T* address, std::type_identity_t<T> value) {
   return detail::fetchAddAcqRelSys(address, value);
 }
+/// Two words at a multiple of 16 bytes, in one access. Nobody promises that a reader sees both at
+/// once: each word must tell by itself whether it has come.
+__device__ __forceinline__ void storeReleasePair(uint64_t* address, uint64_t first,
+                                                 uint64_t second) {
+  asm volatile("st.release.sys.v2.u64 [%0], {%1, %2};" ::"l"(address), "l"(first), "l"(second)
+               : "memory");
+}
+__device__ __forceinline__ void storeRelaxedPair(uint64_t* address, uint64_t first,
+                                                 uint64_t second) {
+  asm volatile("st.relaxed.sys.v2.u64 [%0], {%1, %2};" ::"l"(address), "l"(first), "l"(second)
+               : "memory");
+}
 /// On failure writes the value found to `expected`.
 template <class T>
 __device__ __forceinline__ bool compareExchangeAcqRel(T* address, T& expected,

@@ -1,0 +1,88 @@
+// CPU threads that carry out what kernels push.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <mscclpp/connection.hpp>
+#include <mscclpp/failure.hpp>
+#include <mscclpp/fifo.hpp>
+#include <mscclpp/port_channel_handle.hpp>
+
+namespace mscclpp {
+
+class PortChannel;
+class PortSemaphore;
+struct PortChannelSpec;
+
+struct ProxyOptions {
+  int rank = 0;  ///< own rank: written to failure records
+  /// Threads, 1 to 64. All channels of a peer are served by the same one (rank modulo threads).
+  int threads = 1;
+  int fifoDepth = Fifo::kDefaultDepth;  ///< slots, a power of two
+  uint64_t fifoStart = 0;               ///< first position of every FIFO, see Fifo
+  /// Pins the threads to cores near the device. Off: the operating system places them.
+  bool pin = true;
+  /// How long an idle thread looks without pause for new triggers before it sleeps between looks
+  /// (50 us at a time). Longer costs a core, shorter costs latency after a silence.
+  std::chrono::nanoseconds spin = std::chrono::milliseconds(20);
+  /// Limit of stop(): for draining. 0 = none.
+  std::chrono::nanoseconds timeout = std::chrono::seconds(100);
+};
+
+/// What a proxy thread has done, for people and for tests.
+struct ProxyStatistics {
+  uint64_t triggers = 0;         ///< popped
+  uint64_t rounds = 0;           ///< looks at all FIFOs
+  uint64_t fullConnections = 0;  ///< times a trigger had to wait for its connection's queue
+  uint64_t largestRun = 0;       ///< most triggers that were found at once in a FIFO
+  std::string cores;             ///< where it may run: "3" or "0-15"
+};
+
+/// Proxy threads and their channels. Set up (addConnection, createChannel) at any time from any
+/// thread; stop() before the connections' peers go away: drain with stop() on all ranks after a
+/// barrier, since peers over tcp need this side's progress.
+///
+/// What goes wrong on a connection or in a thread is recorded once, makes every watched
+/// FailureRecord fail (so that device waits end), and is thrown by checkHealth(). The rest goes on.
+class ProxyService {
+ public:
+  explicit ProxyService(std::shared_ptr<Device> device, const ProxyOptions& options = {});
+  /// Stops the threads without draining and without telling the peers.
+  ~ProxyService();
+  ProxyService(const ProxyService&) = delete;
+  ProxyService& operator=(const ProxyService&) = delete;
+
+  /// Progresses `connection` from now on; createChannel does this too.
+  void addConnection(const std::shared_ptr<Connection>& connection);
+  /// A channel; valid as long as this service. @throws Error invalidArgument for memories above 1
+  /// TiB, more than 2048 channels of a thread, counters that the transport cannot serve.
+  PortChannel createChannel(const PortChannelSpec& spec);
+  /// Makes waits that use `record` fail when a connection does. The record must outlive the
+  /// service.
+  void watch(FailureRecord& record);
+
+  /// Starts the threads; channels may be used by kernels before, their triggers wait.
+  void start();
+  /// Carries out everything that has been pushed, waits until it is complete (not on broken
+  /// connections) and ends the threads. No kernel may push meanwhile. The connections stay open:
+  /// Connection::close() is their owner's. start() may follow.
+  /// @throws TimeoutError with what is left.
+  void stop();
+
+  /// The first thing that went wrong, with the peer; empty when nothing has.
+  std::string failure() const;
+  /// @throws PeerError with failure(), if there is one. Does not block.
+  void checkHealth() const;
+  std::vector<ProxyStatistics> statistics() const;
+  const std::shared_ptr<Device>& device() const noexcept;
+
+ private:
+  class Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace mscclpp

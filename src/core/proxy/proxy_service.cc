@@ -1,0 +1,160 @@
+#include <mutex>
+#include <utility>
+
+#include <mscclpp/errors.hpp>
+#include <mscclpp/log.hpp>
+#include <mscclpp/proxy.hpp>
+
+#include "core/proxy/port_semaphore_state.hpp"
+#include "core/proxy/proxy_thread.hpp"
+
+namespace mscclpp {
+
+namespace {
+
+constexpr int kMaxThreads = 64;
+
+void checkMemory(const char* what, size_t bytes) {
+  check(bytes <= Trigger::kMaxMemory, ErrorCode::invalidArgument,
+        "createChannel: the {} memory has {} bytes: a trigger reaches {}", what, bytes,
+        Trigger::kMaxMemory);
+}
+
+}  // namespace
+
+class ProxyService::Impl {
+ public:
+  Impl(std::shared_ptr<Device> device, const ProxyOptions& options)
+      : device_(std::move(device)), options_(options) {
+    for (int i = 0; i < options.threads; ++i) {
+      threads_.push_back(std::make_unique<detail::ProxyThread>(
+          device_, options,
+          [this](int peer, const std::string& why) { reportFailure(peer, why); }));
+    }
+  }
+
+  detail::ProxyThread& threadOf(int peer) {
+    return *threads_[static_cast<size_t>(peer) % threads_.size()];
+  }
+
+  void watch(FailureRecord& record) {
+    const std::lock_guard lock(mutex_);
+    records_.push_back(&record);
+    if (!failure_.empty()) raiseFailure(record, {kWaitProxyFailed, failedPeer_}, options_.rank);
+  }
+
+  std::pair<int, std::string> failure() const {
+    const std::lock_guard lock(mutex_);
+    return {failedPeer_, failure_};
+  }
+
+  const std::shared_ptr<Device> device_;
+  const ProxyOptions options_;
+  std::vector<std::unique_ptr<detail::ProxyThread>> threads_;
+  bool running_ = false;
+
+ private:
+  void reportFailure(int peer, const std::string& why) {
+    const std::string text =
+        peer < 0 ? why : fmt::format("the connection to rank {} is broken: {}", peer, why);
+    log::error("proxy of rank {}: {}", options_.rank, text);
+    const std::lock_guard lock(mutex_);
+    if (failure_.empty()) {
+      failure_ = text;
+      failedPeer_ = peer;
+    }
+    for (FailureRecord* record : records_) {
+      raiseFailure(*record, {kWaitProxyFailed, peer}, options_.rank);
+    }
+  }
+
+  mutable std::mutex mutex_;
+  std::vector<FailureRecord*> records_;
+  std::string failure_;
+  int failedPeer_ = -1;
+};
+
+ProxyService::ProxyService(std::shared_ptr<Device> device, const ProxyOptions& options) {
+  check(device != nullptr, ErrorCode::invalidArgument, "ProxyService: the device is null");
+  check(options.threads >= 1 && options.threads <= kMaxThreads, ErrorCode::invalidArgument,
+        "ProxyService: {} threads: allowed is 1 to {}", options.threads, kMaxThreads);
+  impl_ = std::make_unique<Impl>(std::move(device), options);
+}
+
+ProxyService::~ProxyService() {
+  for (const auto& thread : impl_->threads_) thread->abandon();
+}
+
+void ProxyService::addConnection(const std::shared_ptr<Connection>& connection) {
+  check(connection != nullptr, ErrorCode::invalidArgument, "addConnection: the connection is null");
+  impl_->threadOf(connection->peer()).addConnection(connection);
+}
+
+PortChannel ProxyService::createChannel(const PortChannelSpec& spec) {
+  check(spec.connection != nullptr, ErrorCode::invalidArgument,
+        "createChannel: the connection is null: there is none to the own rank");
+  check((spec.local == nullptr) == (spec.remote == nullptr), ErrorCode::invalidArgument,
+        "createChannel: the {} memory is null: put needs both", spec.local ? "remote" : "local");
+  if (spec.local) checkMemory("local", spec.local->size());
+  if (spec.remote) checkMemory("remote", spec.remote->size());
+  if (spec.counters) {
+    checkMemory("counter", spec.counters->size());
+    check(!spec.counters->onDevice() || spec.connection->capabilities().deviceCounters,
+          ErrorCode::unsupported,
+          "createChannel: the counters lie in GPU memory, where {} cannot add: use "
+          "allocateHostMemory()",
+          toString(spec.connection->transport()));
+  }
+  PortChannel channel;
+  channel.spec_ = std::make_shared<const PortChannelSpec>(spec);
+  auto* state = spec.semaphore.state_.get();
+  channel.handle_ = impl_->threadOf(spec.connection->peer())
+                        .addChannel(channel.spec_, state == nullptr ? nullptr : &state->target);
+  if (state != nullptr) channel.handle_.semaphore = spec.semaphore.deviceHandle();
+  return channel;
+}
+
+void ProxyService::watch(FailureRecord& record) {
+  impl_->watch(record);
+}
+
+void ProxyService::start() {
+  impl_->running_ = true;
+  for (const auto& thread : impl_->threads_) thread->start();
+}
+
+void ProxyService::stop() {
+  if (!std::exchange(impl_->running_, false)) return;
+  const auto deadline = std::chrono::steady_clock::now() + impl_->options_.timeout;
+  for (const auto& thread : impl_->threads_) thread->requestStop(deadline);
+  std::string left;
+  for (const auto& thread : impl_->threads_) {
+    const std::string part = thread->join();
+    if (!part.empty()) left += (left.empty() ? "" : ", ") + part;
+  }
+  check(left.empty(), ErrorCode::timeout,
+        "ProxyService::stop: not complete after {:.1f} s: {}. Do the peers still make progress?",
+        static_cast<double>(impl_->options_.timeout.count()) / 1e9, left);
+}
+
+std::string ProxyService::failure() const {
+  return impl_->failure().second;
+}
+
+void ProxyService::checkHealth() const {
+  const auto [peer, text] = impl_->failure();
+  if (!text.empty()) throw PeerError(peer, text);
+}
+
+std::vector<ProxyStatistics> ProxyService::statistics() const {
+  std::vector<ProxyStatistics> all;
+  all.reserve(impl_->threads_.size());
+  for (const auto& thread : impl_->threads_) all.push_back(thread->statistics());
+  return all;
+}
+
+const std::shared_ptr<Device>& ProxyService::device() const noexcept {
+  return impl_->device_;
+}
+
+}  // namespace mscclpp

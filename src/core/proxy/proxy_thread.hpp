@@ -1,0 +1,108 @@
+// One thread of a ProxyService.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include <mscclpp/port_channel.hpp>
+#include <mscclpp/proxy.hpp>
+
+namespace mscclpp::detail {
+
+/// What the thread knows of a channel.
+struct ServedChannel {
+  std::shared_ptr<const PortChannelSpec> spec;
+  Connection::SignalTarget* signals;  ///< null: the channel has no semaphore
+  uint64_t* flushed;                  ///< host memory, read by kernels
+};
+
+/// Serves the FIFOs and connections of its peers. Set-up calls come from any thread; run() works on
+/// a copy of the lists, which it renews when they have changed.
+class ProxyThread {
+ public:
+  /// Called at most once per connection, from the thread.
+  using FailureHandler = std::function<void(int peer, const std::string& why)>;
+
+  ProxyThread(std::shared_ptr<Device> device, const ProxyOptions& options,
+              FailureHandler onFailure);
+  ~ProxyThread();
+
+  void addConnection(const std::shared_ptr<Connection>& connection);
+  /// The handle of a new channel. `signals` may be null.
+  PortChannelHandle addChannel(const std::shared_ptr<const PortChannelSpec>& spec,
+                               Connection::SignalTarget* signals);
+  void start();
+  /// Asks the thread to end: once all is done or `deadline` has passed.
+  void requestStop(std::chrono::steady_clock::time_point deadline);
+  /// Waits for the end; returns what was left undone ("" for nothing).
+  std::string join();
+  /// Ends the thread as it is.
+  void abandon() noexcept;
+  ProxyStatistics statistics() const;
+
+ private:
+  struct Queue {
+    int number;
+    Fifo fifo;
+    bool writeDone = false;  ///< of a put with signal, whose signal found no room
+  };
+  struct Flush {
+    uint64_t* word;
+    uint64_t position;  ///< written to `word`...
+    uint64_t ticket;    ///< ...once so many operations of the connection are complete
+  };
+  struct Served {
+    std::shared_ptr<Connection> connection;
+    std::deque<Flush> flushes;
+    bool reported = false;
+  };
+  struct Lists {
+    std::vector<std::shared_ptr<Queue>> queues;
+    std::vector<std::shared_ptr<ServedChannel>> channels;
+    std::vector<std::shared_ptr<Served>> connections;
+  };
+  enum class Stop { no, drain, abandon };
+
+  void run();
+  void loop();
+  void adoptChanges();
+  bool drain(Queue& queue);
+  bool execute(const TriggerFields& fields, Queue& queue);
+  void post(const TriggerFields& fields, const ServedChannel& channel, Queue& queue);
+  bool tend(Served& served);
+  bool idle() const;
+  std::string leftOver() const;
+  Served& servedOf(const Connection* connection);
+  void place();
+
+  const std::shared_ptr<Device> device_;
+  const ProxyOptions options_;
+  const FailureHandler onFailure_;
+  const std::shared_ptr<void> flushWords_;
+
+  mutable std::mutex mutex_;
+  Lists shared_;       ///< guarded by mutex_
+  std::string cores_;  ///< guarded by mutex_
+  std::atomic<uint64_t> version_ = 0;
+
+  Lists lists_;  ///< the thread's copy
+  uint64_t adopted_ = 0;
+  std::atomic<Stop> stop_ = Stop::no;
+  std::chrono::steady_clock::time_point deadline_;  ///< written before stop_
+  std::string left_;                                ///< read after the join
+  std::thread thread_;
+
+  std::atomic<uint64_t> triggers_ = 0;
+  std::atomic<uint64_t> rounds_ = 0;
+  std::atomic<uint64_t> fullConnections_ = 0;
+  std::atomic<uint64_t> largestRun_ = 0;
+};
+
+}  // namespace mscclpp::detail

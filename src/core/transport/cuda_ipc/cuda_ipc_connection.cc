@@ -1,0 +1,250 @@
+#include "core/transport/cuda_ipc/cuda_ipc_connection.hpp"
+
+#include <cstring>
+#include <utility>
+
+#include <mscclpp/errors.hpp>
+
+#include "core/platform/cuda_check.hpp"
+
+namespace mscclpp::transport {
+
+using detail::cudaLog;
+using detail::cudaTry;
+
+namespace {
+
+char* addressIn(const RemoteMemory* memory, uint64_t offset) {
+  return static_cast<const MappedIpcMemory*>(memory)->data() + offset;
+}
+
+uint64_t* wordIn(const RemoteMemory* memory, uint64_t offset) {
+  return reinterpret_cast<uint64_t*>(addressIn(memory, offset));
+}
+
+cudaStream_t native(const Stream& stream) {
+  return static_cast<cudaStream_t>(stream.native());
+}
+
+}  // namespace
+
+CudaIpcConnection::CudaIpcConnection(std::shared_ptr<Endpoint> endpoint, int peer)
+    : Connection(Transport::cudaIpc, peer),
+      endpoint_(std::move(endpoint)),
+      process_(endpoint_->options().rank),
+      depth_(static_cast<uint64_t>(endpoint_->options().queueDepth)),
+      stream_(endpoint_->device()->createStream(true, endpoint_->options().rank)),
+      values_(endpoint_->device()->allocatePinned((depth_ + 1) * sizeof(uint64_t))) {}
+
+CudaIpcConnection::~CudaIpcConnection() {
+  runNoThrow("closing a cuda_ipc connection", [&] {
+    const DeviceScope scope(*endpoint_->device());
+    stream_.synchronize();  // the copies read memory that may go with this object
+    for (const Step& step : steps_) {
+      if (step.event != nullptr) cudaLog(cudaEventDestroy(step.event), "cudaEventDestroy");
+    }
+    for (cudaEvent_t event : freeEvents_) cudaLog(cudaEventDestroy(event), "cudaEventDestroy");
+  });
+}
+
+std::string CudaIpcConnection::describe() const {
+  return fmt::format("rank {} to rank {}: cuda_ipc, copy engine of {}", endpoint_->options().rank,
+                     peer(), endpoint_->device()->describe());
+}
+
+std::vector<std::byte> CudaIpcConnection::address() const {
+  const PeerProcess::Address own = process_.address();
+  std::vector<std::byte> bytes(sizeof(own));
+  std::memcpy(bytes.data(), &own, sizeof(own));
+  return bytes;
+}
+
+void CudaIpcConnection::connect(std::span<const std::byte> theirs) {
+  PeerProcess::Address address;
+  check(theirs.size() == sizeof(address), ErrorCode::invalidArgument,
+        "cuda_ipc: an address has {} bytes, not {}: did the peer open another transport?",
+        sizeof(address), theirs.size());
+  std::memcpy(&address, theirs.data(), sizeof(address));
+  process_.connect(address);
+}
+
+std::shared_ptr<RemoteMemory> CudaIpcConnection::importMemory(
+    std::span<const std::byte> description) {
+  MemoryHandle handle{};
+  check(description.size() == sizeof(handle), ErrorCode::invalidArgument,
+        "cuda_ipc: a memory is described by {} bytes, not {}", sizeof(handle), description.size());
+  std::memcpy(&handle, description.data(), sizeof(handle));
+  const auto& device = endpoint_->device();
+  if (handle.platform == static_cast<uint32_t>(Platform::cuda)) {
+    return std::make_shared<MappedIpcMemory>(device->importMemory(handle), handle.bytes, true);
+  }
+  // Registered, so that the copy engine can write there as well as this CPU.
+  const auto cpu = Device::open(Platform::cpu);
+  return std::make_shared<MappedIpcMemory>(
+      device->registerHost(cpu->importMemory(handle), handle.bytes), handle.bytes, false);
+}
+
+template <class F>
+void CudaIpcConnection::guarded(F&& action) {
+  try {
+    const DeviceScope scope(*endpoint_->device());
+    action();
+  } catch (const std::exception& error) {
+    fail(error.what());
+  }
+}
+
+/// An operation that is done already is complete in its turn.
+void CudaIpcConnection::noteDone() {
+  if (quiet()) {
+    completed_ = posted();
+  } else if (sources_.empty()) {
+    steps_.back().upTo = posted();
+  }  // else the event behind the gathered copies counts it
+}
+
+void CudaIpcConnection::doWrite(const Write& write) {
+  char* const destination = addressIn(write.remote, write.remoteOffset);
+  char* const source = write.local->memory().data() + write.localOffset;
+  if (write.bytes == 0) return noteDone();
+  if (!write.remote->onDevice() && !write.local->onDevice()) {
+    std::memmove(destination, source, write.bytes);
+    return noteDone();
+  }
+  destinations_.push_back(destination);
+  sources_.push_back(source);
+  sizes_.push_back(write.bytes);
+}
+
+void CudaIpcConnection::copyGathered() {
+  const size_t count = sources_.size();
+  if (count == 1) {
+    cudaTry(cudaMemcpyAsync(destinations_[0], sources_[0], sizes_[0], cudaMemcpyDefault,
+                            native(stream_)),
+            "cudaMemcpyAsync to a peer");
+  } else {
+    cudaMemcpyAttributes attributes{};
+    attributes.srcAccessOrder = cudaMemcpySrcAccessOrderStream;
+    attributes.flags = cudaMemcpyFlagPreferOverlapWithCompute;
+    size_t first = 0;
+#if CUDART_VERSION >= 13000
+    cudaTry(cudaMemcpyBatchAsync(const_cast<const void**>(destinations_.data()),
+                                 const_cast<const void**>(sources_.data()), sizes_.data(), count,
+                                 &attributes, &first, 1, native(stream_)),
+            "cudaMemcpyBatchAsync to a peer");
+#else
+    static_cast<void>(attributes);
+    for (; first < count; ++first) {
+      cudaTry(cudaMemcpyAsync(destinations_[first], sources_[first], sizes_[first],
+                              cudaMemcpyDefault, native(stream_)),
+              "cudaMemcpyAsync to a peer");
+    }
+#endif
+  }
+  destinations_.clear();
+  sources_.clear();
+  sizes_.clear();
+}
+
+cudaEvent_t CudaIpcConnection::takeEvent() {
+  if (!freeEvents_.empty()) {
+    cudaEvent_t event = freeEvents_.back();
+    freeEvents_.pop_back();
+    return event;
+  }
+  cudaEvent_t event = nullptr;
+  cudaTry(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "cudaEventCreateWithFlags");
+  return event;
+}
+
+void CudaIpcConnection::recordEvent() {
+  const cudaEvent_t event = takeEvent();
+  steps_.push_back({Step::Kind::copies, posted(), event, nullptr, 0});
+  cudaTry(cudaEventRecord(event, native(stream_)), "cudaEventRecord");
+}
+
+void CudaIpcConnection::submit() {
+  if (sources_.empty() || failed()) return;
+  guarded([&] {
+    copyGathered();
+    recordEvent();
+  });
+}
+
+void CudaIpcConnection::apply(const Step& step) {
+  if (step.kind == Step::Kind::add) {
+    __atomic_fetch_add(step.word, step.value, __ATOMIC_ACQ_REL);
+  } else {
+    __atomic_store_n(step.word, step.value, __ATOMIC_RELEASE);
+  }
+}
+
+/// At once when nothing is under way, else behind it.
+void CudaIpcConnection::onHost(Step::Kind kind, uint64_t* word, uint64_t value) {
+  // Operations before this one are complete with the steps there are: they were counted by them.
+  submit();
+  const Step step{kind, posted(), nullptr, word, value};
+  if (!steps_.empty()) return steps_.push_back(step);
+  apply(step);
+  completed_ = posted();
+}
+
+void CudaIpcConnection::doAdd(const Add& add) {
+  onHost(Step::Kind::add, wordIn(add.remote, add.offset), static_cast<uint64_t>(add.value));
+}
+
+void CudaIpcConnection::doSignal(SignalTarget& target) {
+  // A signal may not pass an add or signal that waits for the copies; behind copies alone the
+  // stream carries it, which spares the way back to this thread.
+  const bool copiesOnly = steps_.empty() || steps_.back().kind == Step::Kind::copies;
+  if (quiet() || !copiesOnly || target.device == nullptr) {
+    return onHost(Step::Kind::store, wordIn(target.host, target.hostOffset), ++target.sentToHost);
+  }
+  guarded([&] {
+    if (!sources_.empty()) copyGathered();
+    uint64_t* const value = static_cast<uint64_t*>(values_.get()) + posted() % (depth_ + 1);
+    *value = ++target.sentToDevice;
+    cudaTry(cudaMemcpyAsync(addressIn(target.device, target.deviceOffset), value, sizeof(*value),
+                            cudaMemcpyDefault, native(stream_)),
+            "cudaMemcpyAsync of a signal");
+    recordEvent();
+  });
+}
+
+bool CudaIpcConnection::finishSteps() {
+  bool worked = false;
+  while (!steps_.empty()) {
+    const Step step = steps_.front();
+    if (step.kind == Step::Kind::copies) {
+      const cudaError_t result = cudaEventQuery(step.event);
+      if (result == cudaErrorNotReady) {
+        static_cast<void>(cudaGetLastError());
+        break;
+      }
+      cudaTry(result, "a copy to a peer");
+      freeEvents_.push_back(step.event);
+    } else {
+      apply(step);
+    }
+    completed_ = step.upTo;
+    steps_.pop_front();
+    worked = true;
+  }
+  return worked;
+}
+
+void CudaIpcConnection::checkPeer() {
+  const std::string death = process_.death();
+  if (!death.empty()) fail(death);
+}
+
+bool CudaIpcConnection::progress() {
+  if (failed()) return false;
+  checkPeer();
+  if (steps_.empty() || failed()) return false;
+  bool worked = false;
+  guarded([&] { worked = finishSteps(); });
+  return worked;
+}
+
+}  // namespace mscclpp::transport

@@ -1,0 +1,29 @@
+#include "core/port_suite.hpp"
+
+namespace mscclpp::test {
+
+INSTANTIATE_TEST_SUITE_P(shm, PortSuite,
+                         testing::Values(PortSetup{.name = "shm",
+                                                   .platform = Platform::cpu,
+                                                   .transport = Transport::shm},
+                                         PortSetup{.name = "shmTinyFifo",
+                                                   .platform = Platform::cpu,
+                                                   .transport = Transport::shm,
+                                                   .queueDepth = 2,
+                                                   .fifoDepth = 4,
+                                                   .fifoPerBlock = false},
+                                         PortSetup{.name = "shmThreadsAndWraps",
+                                                   .platform = Platform::cpu,
+                                                   .transport = Transport::shm,
+                                                   .threads = 2,
+                                                   .fifoDepth = 16,
+                                                   .fifoStart = (uint64_t{1} << 32) - 32},
+                                         PortSetup{.name = "shmSigned",
+                                                   .platform = Platform::cpu,
+                                                   .transport = Transport::shm,
+                                                   .fifoDepth = 8,
+                                                   .fifoStart = (uint64_t{1} << 31) - 8,
+                                                   .fifoPerBlock = false}),
+                         portName);
+
+}  // namespace mscclpp::test
