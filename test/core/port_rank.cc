@@ -83,6 +83,7 @@ std::vector<char> PortRank::read(uint64_t offset, size_t bytes) {
 void PortRank::fill(uint8_t value) {
   device_->fill(memory(), value, bytes_, stream_);
   stream_.synchronize();
+  group_.barrier();  // peers may write from now on
 }
 
 uint64_t PortRank::signalsFrom(int peer) {

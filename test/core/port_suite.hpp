@@ -61,6 +61,7 @@ class PortRank {
   /// The words that count the signals of `peer`, added up; stream-ordered.
   uint64_t signalsFrom(int peer);
   std::vector<char> read(uint64_t offset, size_t bytes);
+  /// Collective: sets all of the memory before any peer writes to it.
   void fill(uint8_t value);
 
  private:

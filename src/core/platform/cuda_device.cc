@@ -223,7 +223,7 @@ std::shared_ptr<void> CudaDevice::registerHost(std::shared_ptr<void> memory, siz
   std::shared_ptr<void> registered(
       host, [device = shared_from_this(), owner = std::move(memory)](void* pointer) {
         runNoThrow("unregistering host memory", [&] {
-          const CurrentDevice current(device->index());
+          const CurrentDevice registrar(device->index());
           const RelaxedCapture relaxedFree;
           cudaLog(cudaHostUnregister(pointer), "cudaHostUnregister");
         });

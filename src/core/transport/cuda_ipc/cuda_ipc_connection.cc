@@ -128,8 +128,7 @@ void CudaIpcConnection::copyGathered() {
     attributes.flags = cudaMemcpyFlagPreferOverlapWithCompute;
     size_t first = 0;
 #if CUDART_VERSION >= 13000
-    cudaTry(cudaMemcpyBatchAsync(const_cast<const void**>(destinations_.data()),
-                                 const_cast<const void**>(sources_.data()), sizes_.data(), count,
+    cudaTry(cudaMemcpyBatchAsync(destinations_.data(), sources_.data(), sizes_.data(), count,
                                  &attributes, &first, 1, native(stream_)),
             "cudaMemcpyBatchAsync to a peer");
 #else

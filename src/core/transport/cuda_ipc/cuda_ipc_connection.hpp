@@ -86,7 +86,7 @@ class CudaIpcConnection final : public Connection {
   Stream stream_;
   std::shared_ptr<void> values_;  ///< pinned: what signals copy, one slot per operation under way
   std::vector<void*> destinations_;
-  std::vector<void*> sources_;
+  std::vector<const void*> sources_;
   std::vector<size_t> sizes_;
   std::deque<Step> steps_;
   std::vector<cudaEvent_t> freeEvents_;
