@@ -101,6 +101,36 @@ void triggers(benchmark::State& state, Platform platform, const Shape& shape) {
   state.SetItemsProcessed(static_cast<int64_t>(count) * state.iterations());
 }
 
+/// How fast a proxy thread takes triggers that are there already.
+void draining(benchmark::State& state, Platform platform) {
+  constexpr int kDepth = 1 << 19;
+  constexpr uint32_t kTriggers = 400'000;
+  const auto device = Device::open(platform);
+  const auto connection = std::make_shared<CountingConnection>();
+  ProxyService service(device, {.fifoDepth = kDepth});
+  const PortChannel channel = service.createChannel({.connection = connection,
+                                                     .semaphore = {},
+                                                     .local = nullptr,
+                                                     .remote = nullptr,
+                                                     .counters = connection->importMemory({})});
+  PushArgs args{};
+  args.channels[0] = channel.deviceHandle();
+  args.control = {nullptr, kLimitNs, 0};
+  args.perThread = kTriggers / kMaxThreads;
+  args.relaxed = 1;
+  prepareKernels(*device);
+  Stream stream = device->createStream();
+  for (auto _ : state) {
+    connection->expect(kTriggers);
+    launchPush(*device, stream, 1, kMaxThreads, args);
+    stream.synchronize();
+    service.start();
+    service.stop();
+    state.SetIterationTime(connection->seconds());
+  }
+  state.SetItemsProcessed(int64_t{kTriggers} * state.iterations());
+}
+
 /// Two ranks, as threads while they are set up, both driven by the benchmark's thread then.
 class Pair {
  public:
@@ -237,6 +267,7 @@ void add(const std::string& name, F&& body) {
 
 void addAll(Platform platform, const std::vector<Transport>& transports) {
   const std::string on(toString(platform));
+  add("drain/" + on, [=](benchmark::State& state) { draining(state, platform); });
   for (const bool relaxed : {false, true}) {
     for (const bool own : {false, true}) {
       for (const auto& [blocks, threads] :

@@ -27,6 +27,7 @@ __device__ inline void push(const PushArgs& args) {
 __device__ inline void ping(const PingArgs& args) {
   if (threadIndex() != 0) return;
   PortChannelDevice channel(args.channel);
+  channel.fifo.claim();
   const auto send = [&] {
     return args.bytes == 0 ? channel.signal(args.control)
                            : channel.putWithSignal(args.control, 0, args.bytes, args.bytes);
@@ -38,17 +39,20 @@ __device__ inline void ping(const PingArgs& args) {
     if (args.rank != 0 && !send()) return;
     args.times[round] = nanoseconds() - start;
   }
+  channel.fifo.release();
 }
 
 __device__ inline void flush(const FlushArgs& args) {
   if (threadIndex() != 0) return;
   PortChannelDevice channel(args.channel);
+  channel.fifo.claim();
   for (uint32_t round = 0; round < args.rounds; ++round) {
     if (args.bytes != 0 && !channel.put(args.control, 0, args.bytes, args.bytes)) return;
     const uint64_t start = nanoseconds();
     if (!channel.flush(args.control)) return;
     args.times[round] = nanoseconds() - start;
   }
+  channel.fifo.release();
 }
 
 __device__ inline void stream(const StreamArgs& args) {

@@ -37,8 +37,8 @@ struct WaitControl {
 
 /// Values of WaitPoint::what that belong to this library; callers' own are below.
 inline constexpr uint32_t kWaitReserved = 0xFFFF0000;
-inline constexpr uint32_t kWaitFifoRoom = kWaitReserved + 1;   ///< a free slot for a trigger
-inline constexpr uint32_t kWaitFlush = kWaitReserved + 2;      ///< a flush of a port channel
+inline constexpr uint32_t kWaitFifoRoom = kWaitReserved + 1;     ///< a free slot for a trigger
+inline constexpr uint32_t kWaitFlush = kWaitReserved + 2;        ///< a flush of a port channel
 inline constexpr uint32_t kWaitProxyFailed = kWaitReserved + 3;  ///< none: a proxy raised it
 
 /// Names one wait for the report.

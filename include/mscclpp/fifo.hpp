@@ -27,6 +27,12 @@ class Fifo {
 
   /// Whether a trigger has come; if so, `fields` is it. It stays the next one until pop().
   bool peek(TriggerFields& fields) const noexcept;
+  /// Brings triggers that are likely to be next closer: a slot that a device has written is not in
+  /// any cache of this processor.
+  void prefetch() const noexcept {
+    constexpr uint64_t kSlotsAhead = 16;
+    __builtin_prefetch(handle_.ring + 2 * ((position_ + kSlotsAhead) & (handle_.depth - 1)));
+  }
   /// Done with the trigger that peek() showed.
   void pop() noexcept { ++position_; }
   /// Position of the next trigger: how many were popped, plus startPosition.

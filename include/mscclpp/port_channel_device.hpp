@@ -22,10 +22,18 @@ inline namespace MSCCLPP_PLATFORM_NS {
 /// it.
 ///
 /// Calls return false once a wait of `control` has failed: on this rank, or raised by the proxy.
+///
+/// Every thread makes its own object. A thread that alone pushes to the channel's FIFO may claim
+/// it: `channel.fifo.claim()`, in the end `channel.fifo.release()`.
 struct PortChannelDevice {
   PortChannelHandle handle;
+  FifoDevice fifo;
 
-  __device__ explicit PortChannelDevice(const PortChannelHandle& from) : handle(from) {}
+  __device__ explicit PortChannelDevice(const PortChannelHandle& from)
+      : handle(from), fifo(from.fifo) {}
+
+  /// Goes on with another channel of the same FIFO; a claim stays.
+  __device__ void select(const PortChannelHandle& other) { handle = other; }
 
   /// Writes `bytes` of the own memory into the peer's. The source must stay as it is until a flush,
   /// or until the peer has told that it came.
@@ -94,7 +102,7 @@ struct PortChannelDevice {
   __device__ uint64_t push(const WaitControl& control, TriggerFields fields, TriggerOrder order,
                            device::Site site) {
     fields.channel = handle.channel;
-    return FifoDevice(handle.fifo).push(control, Trigger::encode(fields), order, handle.peer, site);
+    return fifo.push(control, Trigger::encode(fields), order, handle.peer, site);
   }
 
   __device__ bool putAs(TriggerKind last, const WaitControl& control, Range range,

@@ -35,10 +35,13 @@ void Connection::atomicAdd(const Add& add) {
   check(add.offset % 8 == 0, ErrorCode::invalidArgument,
         "Connection::atomicAdd: offset {}: a counter lies at a multiple of 8 bytes", add.offset);
   checkRange("Connection::atomicAdd", "remote", add.offset, 8, add.remote->size());
-  check(!add.remote->onDevice() || capabilities().deviceCounters, ErrorCode::unsupported,
-        "Connection::atomicAdd: the counter lies in GPU memory, where {} cannot add: keep counters "
-        "in host memory",
+  if (add.remote->onDevice() && !capabilities().deviceCounters) {
+    mscclpp::fail(
+        ErrorCode::unsupported,
+        "Connection::atomicAdd: the counter lies in GPU memory, where {} cannot add: keep "
+        "counters in host memory",
         toString(transport_));
+  }
   if (failed()) return;
   ++posted_;
   doAdd(add);

@@ -1,5 +1,6 @@
 // Runs the tests, or, started by one of them, a role.
 #include <signal.h>
+#include <stdlib.h>
 
 #include <gtest/gtest.h>
 
@@ -7,6 +8,7 @@
 
 int main(int argc, char** argv) {
   signal(SIGPIPE, SIG_IGN);  // a child that died is an error of the test, not the test's end
+  setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 0);  // ranks that share a GPU as threads
   int exitCode = 0;
   if (mscclpp::test::runRole(argc, argv, exitCode)) return exitCode;
   testing::InitGoogleTest(&argc, argv);

@@ -70,6 +70,8 @@ __device__ inline void takeMessage(PortChannelDevice& channel, const PortPingPon
 
 __device__ inline void portPingPong(const PortPingPongArgs& args) {
   PortChannelDevice channel(args.channel);
+  const bool claims = args.claim != 0 && threadIndex() == 0;
+  if (claims) channel.fifo.claim();
   for (uint32_t i = 0; i < args.rounds; ++i) {
     const uint32_t round = args.firstRound + i;
     if (args.rank == 0) {
@@ -80,6 +82,7 @@ __device__ inline void portPingPong(const PortPingPongArgs& args) {
       sendMessage(channel, args, round);
     }
   }
+  if (claims) channel.fifo.release();
 }
 
 /// What one thread adds in a round; over the rounds of a block it is not zero.

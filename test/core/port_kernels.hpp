@@ -34,6 +34,7 @@ struct PortPingPongArgs {
   uint32_t* errors;         ///< wrong bytes and failed waits
   int32_t rank;             ///< 0 starts
   uint32_t firstRound;      ///< keys the payload
+  uint32_t claim;           ///< the pushing thread keeps the FIFO to itself
 };
 
 /// Every thread adds to a counter and signals; each block has a channel.

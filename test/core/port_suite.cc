@@ -38,7 +38,8 @@ PortPingPongArgs pingPong(PortRank& port, int rank, Announce announce, uint64_t 
           .counterOffset = 24,
           .errors = port.errors(),
           .rank = rank,
-          .firstRound = 0};
+          .firstRound = 0,
+          .claim = 0};
 }
 
 }  // namespace
@@ -62,6 +63,10 @@ TEST_P(PortSuite, DataComesBeforeItsAnnouncement) {
       args.bytes = 1;
       args.inbox = 12345;
       args.outbox = kOutbox + 777;
+      args.claim = 1;
+      launchPortPingPong(port.device(), port.stream(), args);
+      args.firstRound = 40;
+      args.claim = 0;
       launchPortPingPong(port.device(), port.stream(), args);
       port.stream().synchronize();
       EXPECT_EQ(*port.errors(), 0u) << "announcement " << static_cast<int>(announce);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <map>
 #include <mutex>
 #include <set>
 #include <utility>
@@ -56,6 +57,16 @@ bool firstAccess(int from, int to) {
   static Seen* const seen = new Seen;
   const std::lock_guard lock(seen->mutex);
   return seen->pairs.emplace(from, to).second;
+}
+
+/// Ranks that are threads share mappings, and CUDA registers memory once, for all devices.
+struct HostRegistrations {
+  std::mutex mutex;
+  std::map<void*, int> users;
+};
+HostRegistrations& hostRegistrations() {
+  static HostRegistrations* const instance = new HostRegistrations;
+  return *instance;
 }
 
 class CudaDevice final : public Device {
@@ -210,30 +221,32 @@ std::shared_ptr<void> CudaDevice::allocatePinned(size_t bytes) {
 }
 
 std::shared_ptr<void> CudaDevice::registerHost(std::shared_ptr<void> memory, size_t bytes) {
-  const CurrentDevice current(index());
-  const RelaxedCapture relaxed;
   void* const host = memory.get();
-  const cudaError_t result =
-      cudaHostRegister(host, bytes, cudaHostRegisterPortable | cudaHostRegisterMapped);
-  if (result == cudaErrorHostMemoryAlreadyRegistered) {  // by another rank of this process
-    static_cast<void>(cudaGetLastError());
-    return memory;
+  const std::lock_guard lock(hostRegistrations().mutex);
+  if (hostRegistrations().users[host]++ == 0) {
+    const CurrentDevice current(index());
+    const RelaxedCapture relaxed;
+    void* mapped = nullptr;
+    cudaError_t result =
+        cudaHostRegister(host, bytes, cudaHostRegisterPortable | cudaHostRegisterMapped);
+    if (result == cudaSuccess) result = cudaHostGetDevicePointer(&mapped, host, 0);
+    if (result != cudaSuccess || mapped != host) {
+      hostRegistrations().users.erase(host);
+      if (result != cudaSuccess) failAllocation(result, "cudaHostRegister", bytes);
+      fail(ErrorCode::unsupported,
+           "cuda device {} sees registered host memory at another address than the host", index());
+    }
   }
-  if (result != cudaSuccess) failAllocation(result, "cudaHostRegister", bytes);
-  std::shared_ptr<void> registered(
-      host, [device = shared_from_this(), owner = std::move(memory)](void* pointer) {
-        runNoThrow("unregistering host memory", [&] {
-          const CurrentDevice registrar(device->index());
-          const RelaxedCapture relaxedFree;
-          cudaLog(cudaHostUnregister(pointer), "cudaHostUnregister");
-        });
-      });
-  void* mapped = nullptr;
-  cudaTry(cudaHostGetDevicePointer(&mapped, host, 0), "cudaHostGetDevicePointer");
-  check(mapped == host, ErrorCode::unsupported,
-        "cuda device {} sees registered host memory at another address than the host: not supported",
-        index());
-  return registered;
+  return {host, [device = shared_from_this(), owner = std::move(memory)](void* pointer) {
+            const std::lock_guard unregistering(hostRegistrations().mutex);
+            if (--hostRegistrations().users[pointer] != 0) return;
+            hostRegistrations().users.erase(pointer);
+            runNoThrow("unregistering host memory", [&] {
+              const CurrentDevice registrar(device->index());
+              const RelaxedCapture relaxedFree;
+              cudaLog(cudaHostUnregister(pointer), "cudaHostUnregister");
+            });
+          }};
 }
 
 void* CudaDevice::allocate(size_t bytes, Stream& stream) {

@@ -13,6 +13,8 @@ namespace mscclpp::detail {
 namespace {
 
 constexpr size_t kFlushWordBytes = 128;
+constexpr uint64_t kPublishEvery = 64;  ///< producers that wait for room need not wait for the run
+constexpr uint64_t kPrefetchAfter = 8;  ///< a run of so many is likely to go on
 
 void raise(std::atomic<uint64_t>& counter, uint64_t by = 1) {
   counter.fetch_add(by, std::memory_order_relaxed);
@@ -60,8 +62,13 @@ PortChannelHandle ProxyThread::addChannel(const std::shared_ptr<const PortChanne
   auto* flushed =
       reinterpret_cast<uint64_t*>(static_cast<char*>(flushWords_.get()) + number * kFlushWordBytes);
   *flushed = options_.fifoStart;
-  shared_.channels.push_back(
-      std::make_shared<ServedChannel>(ServedChannel{spec, signals, flushed}));
+  shared_.channels.push_back({.spec = spec,
+                              .connection = spec->connection.get(),
+                              .local = spec->local.get(),
+                              .remote = spec->remote.get(),
+                              .counters = spec->counters.get(),
+                              .signals = signals,
+                              .flushed = flushed});
   version_.fetch_add(1, std::memory_order_release);
   return {.fifo = (*queue)->fifo.deviceHandle(),
           .semaphore = {},
@@ -144,6 +151,7 @@ bool ProxyThread::drain(Queue& queue) {
   uint64_t run = 0;
   // At most one lap, so that a busy kernel does not keep other FIFOs waiting.
   while (run < static_cast<uint64_t>(options_.fifoDepth) && queue.fifo.peek(fields)) {
+    if (run >= kPrefetchAfter) queue.fifo.prefetch();
     // A kernel may be quicker than the news of its channel.
     if (fields.channel >= lists_.channels.size()) adoptChanges();
     if (!execute(fields, queue)) {
@@ -152,8 +160,7 @@ bool ProxyThread::drain(Queue& queue) {
     }
     queue.fifo.pop();
     ++run;
-    // Producers that wait for room need not wait for the whole run.
-    if (fields.kind == TriggerKind::flush || run % 64 == 0) queue.fifo.publish();
+    if (fields.kind == TriggerKind::flush || run % kPublishEvery == 0) queue.fifo.publish();
   }
   queue.fifo.publish();
   if (run == 0) return false;
@@ -169,8 +176,8 @@ bool ProxyThread::drain(Queue& queue) {
 bool ProxyThread::execute(const TriggerFields& fields, Queue& queue) {
   check(fields.channel < lists_.channels.size(), ErrorCode::internal,
         "a trigger for channel {}: there are {}", fields.channel, lists_.channels.size());
-  const ServedChannel& channel = *lists_.channels[fields.channel];
-  Connection& connection = *channel.spec->connection;
+  const ServedChannel& channel = lists_.channels[fields.channel];
+  Connection& connection = *channel.connection;
   if (!connection.failed()) {
     if (!connection.canPost()) return false;
     try {
@@ -186,12 +193,11 @@ bool ProxyThread::execute(const TriggerFields& fields, Queue& queue) {
 
 /// Posts one trigger; a put with signal takes two operations, and may come again for the second.
 void ProxyThread::post(const TriggerFields& fields, const ServedChannel& channel, Queue& queue) {
-  const PortChannelSpec& spec = *channel.spec;
-  Connection& connection = *spec.connection;
+  Connection& connection = *channel.connection;
   if (fields.kind == TriggerKind::put || fields.kind == TriggerKind::putWithSignal) {
     if (!queue.writeDone) {
-      connection.write({.local = spec.local.get(),
-                        .remote = spec.remote.get(),
+      connection.write({.local = channel.local,
+                        .remote = channel.remote,
                         .localOffset = fields.localOffset,
                         .remoteOffset = fields.remoteOffset,
                         .bytes = fields.bytes});
@@ -211,7 +217,7 @@ void ProxyThread::post(const TriggerFields& fields, const ServedChannel& channel
       break;
     case TriggerKind::atomicAdd:
       connection.atomicAdd(
-          {.remote = spec.counters.get(), .offset = fields.remoteOffset, .value = fields.value});
+          {.remote = channel.counters, .offset = fields.remoteOffset, .value = fields.value});
       break;
     case TriggerKind::flush:
       servedOf(&connection)

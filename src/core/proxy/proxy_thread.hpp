@@ -18,7 +18,11 @@ namespace mscclpp::detail {
 
 /// What the thread knows of a channel.
 struct ServedChannel {
-  std::shared_ptr<const PortChannelSpec> spec;
+  std::shared_ptr<const PortChannelSpec> spec;  ///< keeps alive what the next four point to
+  Connection* connection;
+  const LocalMemory* local;
+  const RemoteMemory* remote;
+  const RemoteMemory* counters;
   Connection::SignalTarget* signals;  ///< null: the channel has no semaphore
   uint64_t* flushed;                  ///< host memory, read by kernels
 };
@@ -65,7 +69,7 @@ class ProxyThread {
   };
   struct Lists {
     std::vector<std::shared_ptr<Queue>> queues;
-    std::vector<std::shared_ptr<ServedChannel>> channels;
+    std::vector<ServedChannel> channels;
     std::vector<std::shared_ptr<Served>> connections;
   };
   enum class Stop { no, drain, abandon };

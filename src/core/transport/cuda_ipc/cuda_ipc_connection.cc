@@ -1,5 +1,6 @@
 #include "core/transport/cuda_ipc/cuda_ipc_connection.hpp"
 
+#include <algorithm>
 #include <cstring>
 #include <utility>
 
@@ -13,6 +14,9 @@ using detail::cudaLog;
 using detail::cudaTry;
 
 namespace {
+
+/// Copies per call of the driver; more at once keep the copy engine waiting for the whole list.
+constexpr size_t kBatch = 64;
 
 char* addressIn(const RemoteMemory* memory, uint64_t offset) {
   return static_cast<const MappedIpcMemory*>(memory)->data() + offset;
@@ -117,32 +121,32 @@ void CudaIpcConnection::doWrite(const Write& write) {
 }
 
 void CudaIpcConnection::copyGathered() {
-  const size_t count = sources_.size();
-  if (count == 1) {
-    cudaTry(cudaMemcpyAsync(destinations_[0], sources_[0], sizes_[0], cudaMemcpyDefault,
-                            native(stream_)),
-            "cudaMemcpyAsync to a peer");
-  } else {
-    cudaMemcpyAttributes attributes{};
-    attributes.srcAccessOrder = cudaMemcpySrcAccessOrderStream;
-    attributes.flags = cudaMemcpyFlagPreferOverlapWithCompute;
-    size_t first = 0;
-#if CUDART_VERSION >= 13000
-    cudaTry(cudaMemcpyBatchAsync(destinations_.data(), sources_.data(), sizes_.data(), count,
-                                 &attributes, &first, 1, native(stream_)),
-            "cudaMemcpyBatchAsync to a peer");
-#else
-    static_cast<void>(attributes);
-    for (; first < count; ++first) {
-      cudaTry(cudaMemcpyAsync(destinations_[first], sources_[first], sizes_[first],
-                              cudaMemcpyDefault, native(stream_)),
-              "cudaMemcpyAsync to a peer");
-    }
-#endif
+  for (size_t first = 0; first < sources_.size(); first += kBatch) {
+    copyBatch(first, std::min(kBatch, sources_.size() - first));
   }
   destinations_.clear();
   sources_.clear();
   sizes_.clear();
+}
+
+void CudaIpcConnection::copyBatch(size_t first, size_t count) {
+#if CUDART_VERSION >= 13000
+  if (count > 1) {
+    cudaMemcpyAttributes attributes{};
+    attributes.srcAccessOrder = cudaMemcpySrcAccessOrderStream;
+    attributes.flags = cudaMemcpyFlagPreferOverlapWithCompute;
+    size_t attributesFrom = 0;
+    return cudaTry(cudaMemcpyBatchAsync(destinations_.data() + first, sources_.data() + first,
+                                        sizes_.data() + first, count, &attributes, &attributesFrom,
+                                        1, native(stream_)),
+                   "cudaMemcpyBatchAsync to a peer");
+  }
+#endif
+  for (size_t i = first; i < first + count; ++i) {
+    cudaTry(cudaMemcpyAsync(destinations_[i], sources_[i], sizes_[i], cudaMemcpyDefault,
+                            native(stream_)),
+            "cudaMemcpyAsync to a peer");
+  }
 }
 
 cudaEvent_t CudaIpcConnection::takeEvent() {
@@ -183,7 +187,10 @@ void CudaIpcConnection::onHost(Step::Kind kind, uint64_t* word, uint64_t value) 
   // Operations before this one are complete with the steps there are: they were counted by them.
   submit();
   const Step step{kind, posted(), nullptr, word, value};
-  if (!steps_.empty()) return steps_.push_back(step);
+  if (!steps_.empty()) {
+    ++hostSteps_;
+    return steps_.push_back(step);
+  }
   apply(step);
   completed_ = posted();
 }
@@ -224,11 +231,13 @@ bool CudaIpcConnection::finishSteps() {
       freeEvents_.push_back(step.event);
     } else {
       apply(step);
+      --hostSteps_;
     }
     completed_ = step.upTo;
     steps_.pop_front();
     worked = true;
   }
+  if (steps_.empty()) asked_ = false;
   return worked;
 }
 
@@ -241,6 +250,8 @@ bool CudaIpcConnection::progress() {
   if (failed()) return false;
   checkPeer();
   if (steps_.empty() || failed()) return false;
+  const bool fillingUp = posted() - completed_ > depth_ / 2;
+  if (!asked_ && !fillingUp && hostSteps_ == 0) return false;
   bool worked = false;
   guarded([&] { worked = finishSteps(); });
   return worked;

@@ -51,7 +51,10 @@ class CudaIpcConnection final : public Connection {
   bool canPost() const override { return posted() - completed_ < depth_; }
   void submit() override;
   bool progress() override;
-  uint64_t completed() const noexcept override { return completed_; }
+  uint64_t completed() const noexcept override {
+    asked_ = completed_ < posted();
+    return completed_;
+  }
   void close() noexcept override { process_.sayGoodbye(); }
 
  private:
@@ -73,6 +76,7 @@ class CudaIpcConnection final : public Connection {
   void noteDone();
   void recordEvent();
   void copyGathered();
+  void copyBatch(size_t first, size_t count);
   bool finishSteps();
   void checkPeer();
   cudaEvent_t takeEvent();
@@ -89,8 +93,12 @@ class CudaIpcConnection final : public Connection {
   std::vector<const void*> sources_;
   std::vector<size_t> sizes_;
   std::deque<Step> steps_;
+  size_t hostSteps_ = 0;  ///< of steps_: adds and stores
   std::vector<cudaEvent_t> freeEvents_;
   uint64_t completed_ = 0;
+  /// Somebody waits for completions. Asking the driver costs more than a microsecond and keeps
+  /// other threads from it: it is done when there is a reason.
+  mutable bool asked_ = false;
 };
 
 }  // namespace mscclpp::transport
