@@ -91,6 +91,11 @@ class Rank {
     return *theirDeviceWords_.at(static_cast<size_t>(peer));
   }
 
+  /// Collective: registered memories of all ranks, beyond those above.
+  std::vector<std::shared_ptr<RemoteMemory>> exchange(const Area& area) {
+    return exchangeMemories(bootstrap_, connections_, area.local());
+  }
+
   /// What a proxy's loop does: moves all connections along.
   bool progress();
   /// Progresses until the condition holds; throws after a minute, and when a connection breaks.
