@@ -149,8 +149,11 @@ std::string SocketAddress::toString() const {
   const bool v4 = storage.ss_family == AF_INET;
   const uint16_t port = ntohs(v4 ? reinterpret_cast<const sockaddr_in*>(&storage)->sin_port
                                  : reinterpret_cast<const sockaddr_in6*>(&storage)->sin6_port);
-  return v4 ? fmt::format("{}:{}", hostOf(*this), port)
-            : fmt::format("[{}]:{}", hostOf(*this), port);
+  return fmt::format("{}:{}", host(), port);
+}
+
+std::string SocketAddress::host() const {
+  return storage.ss_family == AF_INET ? hostOf(*this) : "[" + hostOf(*this) + "]";
 }
 
 UniqueId Rendezvous::encode() const {

@@ -23,6 +23,8 @@ struct SocketAddress {
   const sockaddr* get() const { return reinterpret_cast<const sockaddr*>(&storage); }
   /// "10.1.2.3:4567" or "[fe80::1]:4567".
   std::string toString() const;
+  /// The same without the port: "10.1.2.3" or "[fe80::1]".
+  std::string host() const;
 };
 
 /// The decoded content of a UniqueId.
