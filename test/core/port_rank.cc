@@ -30,9 +30,9 @@ PortRank::PortRank(const PortSetup& setup, Bootstrap& group, int blocks, size_t 
       errors_(reinterpret_cast<uint32_t*>(record_ + 1)),
       stream_(device_->createStream(false, group.rank())) {
   const auto local = endpoint_->registerMemory({device_, memory_, bytes});
-  const auto counters = endpoint_->registerMemory(counters_);
+  targets_ = endpoint_->registerMemory(counters_);
   const auto remote = exchangeMemories(group, connections_, *local);
-  const auto remoteCounters = exchangeMemories(group, connections_, *counters);
+  const auto remoteCounters = exchangeMemories(group, connections_, *targets_);
   service_->watch(*record_);
   for (int block = 0; block < blocks; ++block) {
     semaphores_.push_back(PortSemaphore::createAll(group, *endpoint_, connections_));

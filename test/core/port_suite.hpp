@@ -71,6 +71,7 @@ class PortRank {
   RegisteredMemory counters_;
   size_t bytes_;
   std::shared_ptr<Endpoint> endpoint_;
+  std::shared_ptr<LocalMemory> targets_;  ///< the counters: no channel of this rank keeps them
   std::vector<std::shared_ptr<Connection>> connections_;
   std::vector<std::vector<PortSemaphore>> semaphores_;  ///< by block, by peer
   std::unique_ptr<ProxyService> service_;
