@@ -1,0 +1,179 @@
+#include <algorithm>
+#include <cstring>
+#include <map>
+
+#include <mscclpp/env.hpp>
+#include <mscclpp/errors.hpp>
+#include <mscclpp/topology.hpp>
+
+namespace mscclpp {
+
+namespace {
+
+/// What a rank tells of itself. Texts are zero terminated and cut where they are too long.
+struct Card {
+  char host[64];
+  char device[160];
+  int32_t platform;
+  int32_t ranksPerNode;  ///< 0: not forced
+  int32_t transport;     ///< -1: not forced
+  int32_t hasVerbs;
+};
+
+/// What a rank tells of its endpoint, or why it has none.
+struct EndpointCard {
+  int32_t there;
+  char text[508];
+};
+
+template <size_t N>
+void put(char (&to)[N], const std::string& text) {
+  text.copy(to, N - 1);
+}
+
+bool hasVerbs(const std::shared_ptr<Device>& device, int rank) {
+  try {
+    Endpoint::create(Transport::verbs, device, {.rank = rank});
+    return true;
+  } catch (const Error&) {
+    return false;
+  }
+}
+
+Card makeCard(const Bootstrap& bootstrap, const std::shared_ptr<Device>& device,
+              const TopologyOptions& options) {
+  Card card{};
+  put(card.host, hostId());
+  put(card.device, device->describe());
+  card.platform = static_cast<int32_t>(device->platform());
+  card.ranksPerNode = options.ranksPerNode.value_or(env().ranksPerNode.value_or(0));
+  const auto transport = options.transport ? options.transport : env().transport;
+  card.transport = transport ? static_cast<int32_t>(*transport) : -1;
+  // Looked for only where it may decide.
+  card.hasVerbs = !transport && hasVerbs(device, bootstrap.rank()) ? 1 : 0;
+  return card;
+}
+
+void checkEqual(const std::vector<Card>& cards) {
+  for (size_t rank = 1; rank < cards.size(); ++rank) {
+    const auto same = [&](const char* what, int32_t first, int32_t other) {
+      check(first == other, ErrorCode::invalidArgument,
+            "topology: {} is {} on rank 0 and {} on rank {}: all ranks must ask for the same", what,
+            first, other, rank);
+    };
+    same("the platform", cards[0].platform, cards[rank].platform);
+    same("ranks per node (0 = not forced)", cards[0].ranksPerNode, cards[rank].ranksPerNode);
+    same("the transport's number (-1 = not forced)", cards[0].transport, cards[rank].transport);
+  }
+}
+
+/// The node of every rank.
+std::vector<int> nodesOf(const std::vector<Card>& cards) {
+  std::vector<int> nodes(cards.size());
+  const int perNode = cards[0].ranksPerNode;
+  check(perNode >= 0, ErrorCode::invalidArgument, "topology: ranksPerNode is {}: it is 1 or more",
+        perNode);
+  std::map<std::string, int> known;
+  for (size_t rank = 0; rank < cards.size(); ++rank) {
+    if (perNode == 0) {
+      nodes[rank] = known.emplace(cards[rank].host, static_cast<int>(known.size())).first->second;
+      continue;
+    }
+    nodes[rank] = static_cast<int>(rank) / perNode;
+    const auto first = static_cast<size_t>(nodes[rank]) * static_cast<size_t>(perNode);
+    check(std::strcmp(cards[first].host, cards[rank].host) == 0, ErrorCode::invalidArgument,
+          "topology: with {} ranks per node, ranks {} and {} would share a node, but they run on "
+          "hosts '{}' and '{}'",
+          perNode, first, rank, cards[first].host, cards[rank].host);
+  }
+  return nodes;
+}
+
+struct Choice {
+  Transport transport;
+  std::string why;
+};
+
+Choice choose(const std::vector<Card>& cards) {
+  if (cards[0].transport >= 0) return {static_cast<Transport>(cards[0].transport), "asked for"};
+  if (std::all_of(cards.begin(), cards.end(),
+                  [](const Card& card) { return card.hasVerbs != 0; })) {
+    return {Transport::verbs, "every rank has an RDMA device"};
+  }
+  const bool oneHost = std::all_of(cards.begin(), cards.end(), [&](const Card& card) {
+    return std::strcmp(card.host, cards[0].host) == 0;
+  });
+  if (!oneHost) return {Transport::tcp, "several hosts, and not every rank has an RDMA device"};
+  const bool gpus = cards[0].platform == static_cast<int32_t>(Platform::cuda);
+  return {gpus ? Transport::cudaIpc : Transport::shm, "one host plays all nodes"};
+}
+
+std::vector<EndpointCard> lookAtEndpoints(Bootstrap& bootstrap,
+                                          const std::shared_ptr<Device>& device,
+                                          Transport transport) {
+  std::vector<EndpointCard> cards(static_cast<size_t>(bootstrap.size()));
+  EndpointCard& own = cards[static_cast<size_t>(bootstrap.rank())];
+  try {
+    put(own.text, Endpoint::create(transport, device, {.rank = bootstrap.rank()})->describe());
+    own.there = 1;
+  } catch (const Error& error) {
+    put(own.text, error.what());
+  }
+  bootstrap.allGather(cards);
+  for (size_t rank = 0; rank < cards.size(); ++rank) {
+    check(cards[rank].there != 0, ErrorCode::unsupported,
+          "topology: rank {} cannot use the transport {}: {}", rank, toString(transport),
+          cards[rank].text);
+  }
+  return cards;
+}
+
+}  // namespace
+
+Topology Topology::discover(Bootstrap& bootstrap, const std::shared_ptr<Device>& device,
+                            const TopologyOptions& options) {
+  check(device != nullptr, ErrorCode::invalidArgument, "topology: the device is null");
+  std::vector<Card> cards(static_cast<size_t>(bootstrap.size()));
+  cards[static_cast<size_t>(bootstrap.rank())] = makeCard(bootstrap, device, options);
+  bootstrap.allGather(cards);
+  checkEqual(cards);
+
+  Topology topology;
+  topology.rank_ = bootstrap.rank();
+  topology.nodeOf_ = nodesOf(cards);
+  topology.members_.resize(
+      static_cast<size_t>(1 + *std::max_element(topology.nodeOf_.begin(), topology.nodeOf_.end())));
+  for (int rank = 0; rank < topology.ranks(); ++rank) {
+    topology.members_[static_cast<size_t>(topology.nodeOf(rank))].push_back(rank);
+  }
+  std::vector<EndpointCard> endpoints;
+  topology.text_ =
+      fmt::format("{} ranks on {} node{}; inside a node: mapped memory", topology.ranks(),
+                  topology.nodes(), topology.nodes() == 1 ? "" : "s");
+  if (topology.nodes() > 1) {
+    const Choice choice = choose(cards);
+    topology.transport_ = choice.transport;
+    endpoints = lookAtEndpoints(bootstrap, device, choice.transport);
+    topology.text_ +=
+        fmt::format("; between nodes: {} ({})", toString(choice.transport), choice.why);
+  }
+  topology.text_ += "\n";
+  for (size_t rank = 0; rank < cards.size(); ++rank) {
+    topology.text_ += fmt::format("  rank {} node {} host {}: {}\n", rank, topology.nodeOf_[rank],
+                                  cards[rank].host, cards[rank].device);
+    if (!endpoints.empty()) topology.text_ += fmt::format("    {}\n", endpoints[rank].text);
+  }
+  return topology;
+}
+
+int Topology::localRank(int rank) const {
+  const auto& all = members(nodeOf(rank));
+  return static_cast<int>(std::find(all.begin(), all.end(), rank) - all.begin());
+}
+
+LinkKind Topology::link(int peer) const {
+  if (peer == rank_) return LinkKind::self;
+  return nodeOf(peer) == nodeOf(rank_) ? LinkKind::memory : LinkKind::port;
+}
+
+}  // namespace mscclpp
