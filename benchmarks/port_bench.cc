@@ -242,11 +242,12 @@ void bandwidth(benchmark::State& state, Platform platform, Transport transport, 
                   .bytes = bytes,
                   .times = pair.times(0)});
     pair.synchronize();
-    state.SetIterationTime(static_cast<double>(*pair.times(0)) / 1e9);
+    const double seconds = static_cast<double>(*pair.times(0)) / 1e9;
+    state.SetIterationTime(seconds);
+    state.counters["GB/s"] = static_cast<double>(count * bytes) / seconds / 1e9;
     bare = std::min(bare, bareCopies(port.device(), pair.rank(1).memory(), port.memory() + bytes,
                                      bytes, count, threads == 1 ? 1 : 64));
   }
-  state.SetBytesProcessed(static_cast<int64_t>(count * bytes) * state.iterations());
   state.counters["bare_GB/s"] = static_cast<double>(count * bytes) / bare / 1e9;
   uint64_t largestRun = 0;
   for (const auto& thread : port.service().statistics()) {

@@ -107,8 +107,9 @@ TEST_P(ChannelSuite, AllPairsOfFourRanksAtOnce) {
       channels.push_back(channelTo(group, device, rank ^ step));
     Report report(*device);
     prepareChannelKernels(*device);
-    group.barrier();
+    // Before any kernel spins: to make a stream, CUDA may wait for the whole device.
     Stream stream = device->createStream(false, rank);
+    group.barrier();
     for (int step = 1; step < kRanks; ++step) {
       const int peer = rank ^ step;
       const PingPongArgs args{.channel = channels[static_cast<size_t>(step - 1)].deviceHandle(),

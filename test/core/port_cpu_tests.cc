@@ -26,16 +26,16 @@ INSTANTIATE_TEST_SUITE_P(shm, PortSuite,
                                                    .fifoPerBlock = false}),
                          portName);
 
-INSTANTIATE_TEST_SUITE_P(
-    tcp, PortSuite,
-    testing::Values(
-        PortSetup{.name = "tcp", .platform = Platform::cpu, .transport = Transport::tcp},
-        PortSetup{.name = "tcpTiny",
-                  .platform = Platform::cpu,
-                  .transport = Transport::tcp,
-                  .queueDepth = 2,
-                  .fifoDepth = 4,
-                  .fifoPerBlock = false}),
-    portName);
+INSTANTIATE_TEST_SUITE_P(tcp, PortSuite,
+                         testing::Values(PortSetup{.name = "tcp",
+                                                   .platform = Platform::cpu,
+                                                   .transport = Transport::tcp},
+                                         PortSetup{.name = "tcpTiny",
+                                                   .platform = Platform::cpu,
+                                                   .transport = Transport::tcp,
+                                                   .queueDepth = 2,
+                                                   .fifoDepth = 4,
+                                                   .fifoPerBlock = false}),
+                         portName);
 
 }  // namespace mscclpp::test

@@ -94,14 +94,33 @@ TEST_P(PortSuite, MessagesOfManySizes) {
   });
 }
 
+/// A signal behind data carries its number in two parts.
+TEST_P(PortSuite, SignalsBehindDataBeyondSixteenBits) {
+  if (GetParam().platform != Platform::cuda) GTEST_SKIP() << "one part only: the CPU counts them";
+  ofRanks(GetParam(), 2, 1, kMemory, [](PortRank& port, Bootstrap& group) {
+    constexpr uint32_t kRounds = 66'000;
+    port.fill(0x5A);
+    port.start();
+    launchPortPingPong(port.device(), port.stream(),
+                       pingPong(port, group.rank(), Announce::putWithSignal, 8, kRounds));
+    port.stop();
+    EXPECT_EQ(*port.errors(), 0u);
+    EXPECT_EQ(port.signalsFrom(1 - group.rank()), kRounds);
+  });
+}
+
 TEST_P(PortSuite, ManyThreadsOfManyBlocksPushAtOnce) {
   constexpr int kBlocks = 4;
   constexpr uint32_t kRounds = 12;
   constexpr int kRanks = 3;
   ofRanks(GetParam(), kRanks, kBlocks, kMemory, [](PortRank& port, Bootstrap& group) {
-    port.start();
     // Two writers for each rank's counters: both others.
     std::vector<Stream> streams;
+    for (int step = 1; step < kRanks; ++step) {
+      streams.push_back(port.device().createStream(false, group.rank()));
+    }
+    group.barrier();
+    port.start();
     for (int step = 1; step < kRanks; ++step) {
       PortHammerArgs args{.channels = {},
                           .control = port.control(kLimitNs),
@@ -112,8 +131,7 @@ TEST_P(PortSuite, ManyThreadsOfManyBlocksPushAtOnce) {
       for (int block = 0; block < kBlocks; ++block) {
         args.channels[block] = port.channel((group.rank() + step) % kRanks, block);
       }
-      streams.push_back(port.device().createStream(false, group.rank()));
-      launchPortHammer(port.device(), streams.back(), kBlocks, args);
+      launchPortHammer(port.device(), streams[static_cast<size_t>(step - 1)], kBlocks, args);
     }
     for (Stream& stream : streams) stream.synchronize();
     port.stop();

@@ -32,12 +32,25 @@ cudaStream_t native(const Stream& stream) {
 
 }  // namespace
 
-CudaIpcConnection::CudaIpcConnection(std::shared_ptr<Endpoint> endpoint, int peer)
+NumberTable::NumberTable(const std::shared_ptr<Device>& device)
+    : memory_(device->allocateExportable(kNumbers * sizeof(uint16_t))) {
+  const auto host = device->allocatePinned(kNumbers * sizeof(uint16_t));
+  for (uint64_t i = 0; i < kNumbers; ++i) {
+    static_cast<uint16_t*>(host.get())[i] = static_cast<uint16_t>(i);
+  }
+  Stream stream = device->createStream();
+  device->copy(memory_.get(), host.get(), kNumbers * sizeof(uint16_t), stream);
+  stream.synchronize();
+}
+
+CudaIpcConnection::CudaIpcConnection(std::shared_ptr<Endpoint> endpoint,
+                                     std::shared_ptr<const NumberTable> numbers, int peer)
     : Connection(Transport::cudaIpc, peer),
       endpoint_(std::move(endpoint)),
       process_(endpoint_->options().rank),
       depth_(static_cast<uint64_t>(endpoint_->options().queueDepth)),
       stream_(endpoint_->device()->createStream(true, endpoint_->options().rank)),
+      numbers_(std::move(numbers)),
       values_(endpoint_->device()->allocatePinned((depth_ + 1) * sizeof(uint64_t))) {}
 
 CudaIpcConnection::~CudaIpcConnection() {
@@ -199,6 +212,20 @@ void CudaIpcConnection::doAdd(const Add& add) {
   onHost(Step::Kind::add, wordIn(add.remote, add.offset), static_cast<uint64_t>(add.value));
 }
 
+/// Sets the peer's word to `count`. Now and then the high part changes too: the low part goes
+/// first, so that the word is too small for a moment, never too large.
+void CudaIpcConnection::copySignal(char* word, uint64_t count) {
+  constexpr size_t kLow = sizeof(uint16_t);
+  cudaTry(cudaMemcpyAsync(word, numbers_->find(count), kLow, cudaMemcpyDefault, native(stream_)),
+          "cudaMemcpyAsync of a signal");
+  if (count % NumberTable::kNumbers != 0) return;
+  uint64_t* const value = static_cast<uint64_t*>(values_.get()) + posted() % (depth_ + 1);
+  *value = count;
+  cudaTry(cudaMemcpyAsync(word + kLow, reinterpret_cast<const char*>(value) + kLow,
+                          sizeof(count) - kLow, cudaMemcpyDefault, native(stream_)),
+          "cudaMemcpyAsync of a signal's high part");
+}
+
 void CudaIpcConnection::doSignal(SignalTarget& target) {
   // A signal may not pass an add or signal that waits for the copies; behind copies alone the
   // stream carries it, which spares the way back to this thread.
@@ -208,11 +235,7 @@ void CudaIpcConnection::doSignal(SignalTarget& target) {
   }
   guarded([&] {
     if (!sources_.empty()) copyGathered();
-    uint64_t* const value = static_cast<uint64_t*>(values_.get()) + posted() % (depth_ + 1);
-    *value = ++target.sentToDevice;
-    cudaTry(cudaMemcpyAsync(addressIn(target.device, target.deviceOffset), value, sizeof(*value),
-                            cudaMemcpyDefault, native(stream_)),
-            "cudaMemcpyAsync of a signal");
+    copySignal(addressIn(target.device, target.deviceOffset), ++target.sentToDevice);
     recordEvent();
   });
 }

@@ -13,7 +13,8 @@ class CudaIpcEndpoint final : public Endpoint,
                               public std::enable_shared_from_this<CudaIpcEndpoint> {
  public:
   CudaIpcEndpoint(std::shared_ptr<Device> device, const EndpointOptions& options)
-      : Endpoint(Transport::cudaIpc, std::move(device), options) {}
+      : Endpoint(Transport::cudaIpc, std::move(device), options),
+        numbers_(std::make_shared<NumberTable>(Endpoint::device())) {}
 
   std::string describe() const override { return "cuda_ipc on " + device()->describe(); }
   std::shared_ptr<LocalMemory> registerMemory(RegisteredMemory memory) override {
@@ -21,8 +22,11 @@ class CudaIpcEndpoint final : public Endpoint,
     return std::make_shared<IpcMemory>(std::move(memory));
   }
   std::shared_ptr<Connection> open(int peer) override {
-    return std::make_shared<CudaIpcConnection>(shared_from_this(), peer);
+    return std::make_shared<CudaIpcConnection>(shared_from_this(), numbers_, peer);
   }
+
+ private:
+  std::shared_ptr<const NumberTable> numbers_;
 };
 
 }  // namespace
