@@ -23,7 +23,7 @@ const Scenario kIdleVictim("idleVictim", [](Rank& rank) {
 const Scenario kBusyVictim("busyVictim", [](Rank& rank) {
   tellParent("ready");
   while (!rank.to(0).failed()) {
-    rank.write(0, 0, 0, kMiB);
+    rank.write(0, 0, kMiB, kMiB);
     rank.add(0, kArrived, 1);
   }
 });
@@ -110,7 +110,7 @@ TEST_P(ConnectionSuite, APeerThatIsKilledWhileWeSendIsNoticed) {
   Connection& connection = survivor.rank().to(1);
   const auto post = [&] {
     if (!connection.canPost() || connection.failed()) return;
-    connection.write({&survivor.rank().data().local(), &survivor.rank().dataOf(1), 0, 0, kMiB});
+    connection.write({&survivor.rank().data().local(), &survivor.rank().dataOf(1), 0, kMiB, kMiB});
   };
   while (connection.completed() < 3) {
     post();
@@ -185,7 +185,7 @@ TEST_P(ConnectionSuite, AConnectionMayEndWithWorkUnderWay) {
 TEST_P(ConnectionSuite, TheFirstReasonOfAFailureIsKept) {
   runAsThreads(2, [](Rank& rank) {
     Connection& connection = rank.to(rank.other());
-    rank.write(rank.other(), 0, 0, 100);
+    rank.write(rank.other(), 0, kMiB, 100);
     connection.fail("given up: the first reason");
     connection.fail("a second reason");
     EXPECT_TRUE(connection.failed());
@@ -212,8 +212,8 @@ TEST_P(ConnectionSuite, AFlushGivesUpAfterItsTime) {
     Connection& connection = rank.to(rank.other());
     if (rank.rank() == 0 && !connection.capabilities().oneSidedWrites) {
       // Rank 1 makes no progress before the barrier.
-      rank.write(1, 0, 0, kMiB);
-      rank.write(1, 0, 0, kMiB);
+      rank.write(1, 0, kMiB, kMiB);
+      rank.write(1, 0, kMiB, kMiB);
       try {
         connection.flush(std::chrono::milliseconds(50));
         // A transport that needs nobody's help in spite of its capabilities.

@@ -105,6 +105,25 @@ TEST_P(ConnectionSuite, CountersMayLieBeyond4GiB) {
   });
 }
 
+TEST_P(ConnectionSuite, TheQueueDepthBoundsWhatIsUnderWay) {
+  constexpr uint64_t kDepth = 3;
+  RankSetup setup;
+  setup.queueDepth = kDepth;
+  runAsThreads(
+      2,
+      [&](Rank& rank) {
+        Connection& connection = rank.to(rank.other());
+        for (uint64_t i = 0; i < 4 * kDepth && connection.canPost(); ++i) {
+          connection.write({&rank.data().local(), &rank.dataOf(rank.other()), 0, kMiB, kMiB});
+        }
+        EXPECT_LE(connection.posted() - connection.completed(), kDepth);
+        rank.flush();
+        EXPECT_TRUE(connection.canPost());
+        rank.finish();
+      },
+      setup);
+}
+
 // --- what is refused -----------------------------------------------------------------------------
 
 TEST_P(ConnectionSuite, WhatDoesNotFitIsRefusedWithItsValues) {

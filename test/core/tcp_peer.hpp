@@ -5,12 +5,17 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <chrono>
 #include <cstring>
+#include <memory>
 #include <span>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include <gtest/gtest.h>
+
+#include <mscclpp/connection.hpp>
 #include <mscclpp/errors.hpp>
 
 #include "core/bootstrap/rendezvous.hpp"
@@ -102,5 +107,33 @@ class TcpPeer {
   detail::Secret secret_{};
   int socket_ = -1;
 };
+
+// --- what the tests of tcp share ----------------------------------------------------------------
+
+inline std::shared_ptr<Endpoint> makeTcpEndpoint(
+    int rank, std::chrono::nanoseconds timeout = std::chrono::seconds(60),
+    const std::string& interface = "lo") {
+  return Endpoint::create(Transport::tcp, Device::open(Platform::cpu),
+                          {.rank = rank, .timeout = timeout, .interface = interface});
+}
+
+inline std::shared_ptr<LocalMemory> makeMemory(Endpoint& endpoint, size_t bytes) {
+  const auto device = Device::open(Platform::cpu);
+  return endpoint.registerMemory(
+      RegisteredMemory(device, device->allocateExportable(bytes), bytes));
+}
+
+/// Progresses until the connection breaks; returns why.
+inline std::string failureOf(Connection& connection) {
+  const auto limit = std::chrono::steady_clock::now() + std::chrono::seconds(30);
+  while (!connection.failed() && std::chrono::steady_clock::now() < limit) connection.progress();
+  return connection.failure();
+}
+
+inline void expectParts(const std::string& text, const std::vector<std::string>& parts) {
+  for (const std::string& part : parts) {
+    EXPECT_NE(text.find(part), std::string::npos) << "'" << part << "' is missing in: " << text;
+  }
+}
 
 }  // namespace mscclpp::test

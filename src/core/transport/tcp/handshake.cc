@@ -82,18 +82,16 @@ class Dialler {
       delay += kStagger;
     }
     runUntil(
-        io_, handshake_.limit, [this] { return winner_ || hopeless() || !refusal_.empty(); },
+        io_, handshake_.limit, [this] { return winner_ || hopeless(); },
         [this] {
           for (Attempt& attempt : attempts_) attempt.close();
         });
     if (winner_) return std::move(*winner_);
-    if (!refusal_.empty() || hopeless()) {
-      throw PeerError(
-          handshake_.peer,
-          fmt::format("tcp: rank {} cannot connect to rank {}: {} (tried {}): it has ended or "
-                      "given up, or the address was made for another connection",
-                      handshake_.rank, handshake_.peer,
-                      refusal_.empty() ? "it does not listen any more" : refusal_, tried()));
+    if (hopeless()) {
+      throw PeerError(handshake_.peer,
+                      fmt::format("tcp: rank {} cannot connect to rank {} ({}): it has ended or "
+                                  "given up, or the address was made for another connection",
+                                  handshake_.rank, handshake_.peer, tried()));
     }
     fail(ErrorCode::timeout,
          "tcp: rank {} could not connect to rank {} within {:.1f} s (tried {}). Does rank {} call "
@@ -147,21 +145,25 @@ class Dialler {
                      [this, &attempt](const asio::error_code& error, size_t) {
                        if (error) return failed(attempt, error, true);
                        const std::string wrong = objection(attempt.answer, handshake_);
-                       if (wrong.empty() && !winner_) {
-                         winner_ = std::move(attempt.socket);
-                       } else if (!wrong.empty()) {
-                         refusal_ = "it answered with " + wrong;
-                       }
+                       if (!wrong.empty()) return giveUp(attempt, "answered with " + wrong);
+                       if (!winner_) winner_ = std::move(attempt.socket);
                      });
   }
 
   void failed(Attempt& attempt, const asio::error_code& error, bool over) {
     if (error == asio::error::operation_aborted) return;
-    attempt.outcome = error == asio::error::eof ? "closed on our greeting" : error.message();
-    attempt.over = over;
+    const std::string why = error == asio::error::eof ? "closed on our greeting" : error.message();
+    giveUp(attempt, why);
+    if (over) return;
+    attempt.over = false;
+    startAfter(attempt, kRetryPause);
+  }
+
+  void giveUp(Attempt& attempt, const std::string& why) {
+    attempt.outcome = why;
+    attempt.over = true;
     asio::error_code ignored;
     attempt.socket.close(ignored);
-    if (!over) startAfter(attempt, kRetryPause);
   }
 
   bool hopeless() const {
@@ -185,7 +187,6 @@ class Dialler {
   const Greeting hello_;
   std::list<Attempt> attempts_;
   std::optional<Socket> winner_;
-  std::string refusal_;
 };
 
 class Host {

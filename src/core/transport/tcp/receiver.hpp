@@ -64,7 +64,6 @@ class Receiver {
   std::shared_ptr<Memory> memoryFor(const FrameHeader& header, const char* what, uint64_t bytes);
 
   std::shared_ptr<MemoryTable> memories_;
-  std::unique_ptr<Staging> staging_;
   std::array<char, kBufferBytes> buffer_;
   size_t begin_ = 0;  ///< of what has been read and not digested
   size_t end_ = 0;
@@ -80,6 +79,7 @@ class Receiver {
   uint64_t complete_ = 0;
   uint64_t acknowledged_ = 0;
   bool goodbye_ = false;
+  std::unique_ptr<Staging> staging_;  ///< last: its copies end before their targets go
 };
 
 }  // namespace mscclpp::transport::tcp

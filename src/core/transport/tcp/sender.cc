@@ -34,6 +34,7 @@ void Sender::heartbeat() {
 }
 
 void Sender::goodbye() {
+  if (staging_ != nullptr) staging_->finish();  // what is dropped now may be the source of a copy
   operations_.clear();
   while (frames_.size() > (sent_ > 0 ? 1U : 0U)) {
     if (frames_.back().header.type == FrameType::ack) {

@@ -59,7 +59,6 @@ class Sender {
   void gather();
   void consume(size_t bytes);
 
-  std::unique_ptr<Staging> staging_;
   std::deque<Operation> operations_;
   std::deque<Frame> frames_;
   uint64_t framedBytes_ = 0;  ///< of all frames_
@@ -68,6 +67,7 @@ class Sender {
   uint64_t ackFramed_ = 0;
   size_t acksInFrames_ = 0;
   std::vector<asio::const_buffer> buffers_;
+  std::unique_ptr<Staging> staging_;  ///< last: its copies end before their sources go
 };
 
 }  // namespace mscclpp::transport::tcp

@@ -18,8 +18,11 @@ Staging::Staging(std::shared_ptr<Device> device, int rank)
       stream_(device_->createStream(true, rank)) {}
 
 Staging::~Staging() {
-  runNoThrow("tcp: waiting for copies of a connection that ends",
-             [this] { stream_.synchronize(); });
+  runNoThrow("tcp: waiting for copies of a connection that ends", [this] { finish(); });
+}
+
+void Staging::finish() {
+  stream_.synchronize();
 }
 
 char* Staging::reserve(uint64_t bytes) {

@@ -14,7 +14,7 @@ class Staging {
  public:
   /// Blocks (Device::allocatePinned).
   Staging(std::shared_ptr<Device> device, int rank);
-  /// Waits for copies under way: they use the ring.
+  /// Waits as finish().
   ~Staging();
   Staging(const Staging&) = delete;
   Staging& operator=(const Staging&) = delete;
@@ -31,6 +31,9 @@ class Staging {
   bool copied() const noexcept { return copied_; }
   /// Complete when the copies made so far are.
   Event record();
+  /// Blocks until all copies are made: neither their sources and targets nor the ring may go
+  /// before.
+  void finish();
 
  private:
   std::shared_ptr<Device> device_;
