@@ -13,6 +13,7 @@
 #include "core/platform/allocations.hpp"
 #include "core/platform/backend.hpp"
 #include "core/platform/cuda_check.hpp"
+#include "core/platform/cuda_dma_buf.hpp"
 #include "core/platform/cuda_stream.hpp"
 
 namespace mscclpp::detail {
@@ -79,6 +80,11 @@ class CudaDevice final : public Device {
   Stream borrowStream(void* native) override;
   MemoryHandle exportMemory(void* memory, size_t bytes) override;
   std::shared_ptr<void> importMemory(const MemoryHandle& handle) override;
+  std::string pciAddress() const override { return cudaPciAddress(index()); }
+  bool canExportDmaBuf() const noexcept override { return cudaCanExportDmaBuf(index()); }
+  DmaBuf exportDmaBuf(const void* memory, size_t bytes) const override {
+    return cudaExportDmaBuf(index(), memory, bytes);
+  }
   void checkAsyncErrors() override;
 
  private:
@@ -226,9 +232,10 @@ std::shared_ptr<void> CudaDevice::registerHost(std::shared_ptr<void> memory, siz
       });
   void* mapped = nullptr;
   cudaTry(cudaHostGetDevicePointer(&mapped, host, 0), "cudaHostGetDevicePointer");
-  check(mapped == host, ErrorCode::unsupported,
-        "cuda device {} sees registered host memory at another address than the host: not supported",
-        index());
+  check(
+      mapped == host, ErrorCode::unsupported,
+      "cuda device {} sees registered host memory at another address than the host: not supported",
+      index());
   return registered;
 }
 
