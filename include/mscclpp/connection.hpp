@@ -52,7 +52,7 @@ struct EndpointOptions {
   std::chrono::nanoseconds timeout = std::chrono::seconds(100);
   /// tcp: interface or address to listen on and tell peers; verbs: device, such as "mlx5_0". Empty:
   /// chosen by the transport (verbs: the one nearest to the device).
-  std::string interface;
+  std::string interface = {};
   /// Operations that may be under way per connection before canPost() says no, 2 to 65536.
   int queueDepth = 1024;
   int queuePairs = 1;  ///< verbs: queue pairs per peer, 1 to 16
