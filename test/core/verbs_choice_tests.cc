@@ -8,6 +8,7 @@
 
 #include "core/ranks.hpp"
 #include "core/transport/verbs/choice.hpp"
+#include "core/transport/verbs/event_log.hpp"
 #include "core/transport/verbs/library.hpp"
 #include "core/verbs_world.hpp"
 
@@ -71,6 +72,37 @@ TEST(VerbsChoice, NearIsManyCommonFolders) {
   EXPECT_GT(sameSwitch, sameRoot);
   EXPECT_GT(sameRoot, otherRoot);
   EXPECT_GT(otherRoot, common(""));
+}
+
+TEST(VerbsChoice, EventsMeanWhatTheyAreAbout) {
+  EventLog log;
+  ibv_qp pair{};
+  pair.qp_num = 17;
+  ibv_async_event event{};
+  event.event_type = IBV_EVENT_QP_FATAL;
+  event.element.qp = &pair;
+  log.note(event, 1, "queue pair error");
+  EXPECT_EQ(log.failureOf(17), "queue pair 17 reported: queue pair error");
+  EXPECT_EQ(log.failureOf(18), "");
+  log.forget(17);
+  EXPECT_EQ(log.failureOf(17), "");
+
+  event.event_type = IBV_EVENT_PORT_ERR;
+  event.element.port_num = 2;
+  log.note(event, 1, "port error");
+  EXPECT_EQ(log.portTrouble(), "");
+  event.element.port_num = 1;
+  log.note(event, 1, "port error");
+  EXPECT_EQ(log.portTrouble(), "port error");
+  EXPECT_EQ(log.failureOf(17), "");
+  event.event_type = IBV_EVENT_PORT_ACTIVE;
+  log.note(event, 1, "port active");
+  EXPECT_EQ(log.portTrouble(), "");
+
+  event.event_type = IBV_EVENT_DEVICE_FATAL;
+  log.note(event, 1, "fatal");
+  EXPECT_EQ(log.failureOf(17), "the device reported: fatal");
+  EXPECT_EQ(log.count(), 5U);
 }
 
 TEST(VerbsChoice, MissingLibraryIsNamed) {

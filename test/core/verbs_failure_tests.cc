@@ -17,7 +17,7 @@ namespace {
 
 using transport::verbs::Tuning;
 
-constexpr std::chrono::seconds kNoticed(10);
+constexpr std::chrono::seconds kNoticed(30);
 constexpr Tuning kQuickKeepAlive{.keepAlive = std::chrono::milliseconds(50)};
 
 void run(const std::string& command) {
@@ -173,8 +173,20 @@ TEST_F(VerbsFailure, FreedMemoryOfThePeerIsABadCompletion) {
   ASSERT_TRUE(breaks(*world[0].connection));
   expectParts(world[0].connection->failure(),
               {"remote access error", "status 10", "rank 1", "it has freed the memory"});
-  // The hardware has told the other side, unasked.
-  EXPECT_TRUE(breaks(*world[1].connection));
+  EXPECT_TRUE(breaks(*world[1].connection));  // its peer's queue pair is of no more use
+}
+
+TEST_F(VerbsFailure, FatalEventBreaksIdleConnectionsOfThatNic) {
+  VerbsWorld world(4096);
+  world[0].add(8, 1);
+  world.drain();
+  ibv_async_event event{};
+  event.event_type = IBV_EVENT_DEVICE_FATAL;
+  const auto& nic = world[0].endpoint->nic();
+  nic->events().note(event, nic->portNumber(), "local catastrophic error");
+  EXPECT_TRUE(breaks(*world[0].connection));
+  expectParts(world[0].connection->failure(),
+              {nic->name(), "the device reported: local catastrophic error"});
 }
 
 TEST_F(VerbsFailure, AddToFreedMemoryIsRefusedByTheCpu) {

@@ -26,10 +26,8 @@ mount -t overlay -o lowerdir=/lower,upperdir=/layer/upper,workdir=/layer/work ov
 mount -t proc proc /new/proc
 mount -t sysfs sys /new/sys
 mount -t devtmpfs dev /new/dev
-for folder in dev/shm run tmp; do
-  mkdir -p /new/$folder
-  mount -t tmpfs tmpfs /new/$folder
-done
+mkdir -p /new/dev/shm
+mount -t tmpfs tmpfs /new/dev/shm
 mkdir -p /new/run/share
 mount -t 9p -o "$options" share /new/run/share || die "cannot mount the share"
 chroot /new /bin/bash /run/share/guest.sh < /dev/null

@@ -63,6 +63,7 @@ const ibv_gid_entry* chooseGid(std::span<const ibv_gid_entry> table, int port, b
   const ibv_gid_entry* best = nullptr;
   for (const ibv_gid_entry& entry : table) {
     if (entry.port_num != static_cast<uint32_t>(port) || entry.gid_type != type) continue;
+    if (entry.gid_index > UINT8_MAX) continue;  // a path has 8 bits for it
     if (address && std::memcmp(address->raw, entry.gid.raw, sizeof(entry.gid.raw)) != 0) continue;
     if (best == nullptr || rank(entry) < rank(*best)) best = &entry;
   }

@@ -230,53 +230,13 @@ void Nic::pollEvents(bool now) noexcept {
   nextLook_ = time + kLookEvery;
   ibv_async_event event{};
   while (library().getAsyncEvent(context_.get(), &event) == 0) {
-    runNoThrow("events of an RDMA device", [&] { note(event); });
-    events_.fetch_add(1, std::memory_order_release);
+    runNoThrow("events of an RDMA device", [&] {
+      const std::string text = library().eventName(event.event_type);
+      events_.note(event, portNumber_, text);
+      log::info("verbs: {}: {}", name(), text);
+    });
     library().ackAsyncEvent(&event);
   }
-}
-
-void Nic::note(const ibv_async_event& event) {
-  const std::string text = library().eventName(event.event_type);
-  switch (event.event_type) {
-    case IBV_EVENT_QP_FATAL:
-    case IBV_EVENT_QP_REQ_ERR:
-    case IBV_EVENT_QP_ACCESS_ERR:
-      queuePairFailures_[event.element.qp->qp_num] = text;
-      break;
-    case IBV_EVENT_CQ_ERR:
-    case IBV_EVENT_DEVICE_FATAL:
-      deviceFailure_ = text;
-      break;
-    case IBV_EVENT_PORT_ERR:
-      if (event.element.port_num == portNumber_) portTrouble_ = text;
-      break;
-    case IBV_EVENT_PORT_ACTIVE:
-      if (event.element.port_num == portNumber_) portTrouble_.clear();
-      break;
-    default:
-      break;
-  }
-  log::info("verbs: {}: {}", name(), text);
-}
-
-std::string Nic::failureOf(uint32_t queuePair) const {
-  const std::lock_guard lock(mutex_);
-  if (!deviceFailure_.empty()) return fmt::format("{}: {}", name(), deviceFailure_);
-  const auto found = queuePairFailures_.find(queuePair);
-  return found == queuePairFailures_.end()
-             ? std::string()
-             : fmt::format("{}: queue pair {}: {}", name(), queuePair, found->second);
-}
-
-void Nic::forget(uint32_t queuePair) noexcept {
-  const std::lock_guard lock(mutex_);
-  queuePairFailures_.erase(queuePair);
-}
-
-std::string Nic::portTrouble() const {
-  const std::lock_guard lock(mutex_);
-  return portTrouble_;
 }
 
 }  // namespace mscclpp::transport::verbs

@@ -2,10 +2,8 @@
 #pragma once
 
 #include <array>
-#include <atomic>
 #include <chrono>
 #include <cstdint>
-#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -13,6 +11,7 @@
 #include <mscclpp/platform.hpp>
 
 #include "core/transport/verbs/choice.hpp"
+#include "core/transport/verbs/event_log.hpp"
 #include "core/transport/verbs/library.hpp"
 
 namespace mscclpp::transport::verbs {
@@ -57,23 +56,15 @@ class Nic {
   /// One line for people.
   std::string describe() const;
 
-  /// Looks for what the hardware tells unasked; unless `now`, at most every few milliseconds.
+  /// Puts what the hardware tells unasked into events(); unless `now`, looks at most every few
+  /// milliseconds.
   void pollEvents(bool now = false) noexcept;
-  /// How many there were.
-  uint64_t events() const noexcept { return events_.load(std::memory_order_acquire); }
-  /// Why a queue pair, or the whole device, is of no more use; empty while it is.
-  std::string failureOf(uint32_t queuePair) const;
-  /// A queue pair is gone: its number may be given to another one.
-  void forget(uint32_t queuePair) noexcept;
-  /// The last thing that befell the port, such as "port error"; empty for nothing, and when it has
-  /// come back. No failure by itself: what is under way is retried.
-  std::string portTrouble() const;
+  EventLog& events() noexcept { return events_; }
 
  private:
   /// How well this port suits `device`: compare with <.
   std::array<int, 3> merit(const Device& device) const;
   std::string attribute(const std::string& file) const;
-  void note(const ibv_async_event& event);
 
   std::string deviceName_;
   uint8_t portNumber_;
@@ -83,12 +74,9 @@ class Nic {
   ibv_port_attr port_{};
   ibv_gid_entry gid_{};
 
-  std::atomic<uint64_t> events_ = 0;
-  mutable std::mutex mutex_;  ///< of all below
+  EventLog events_;
+  std::mutex mutex_;  ///< of the looking, and of nextLook_
   std::chrono::steady_clock::time_point nextLook_;
-  std::map<uint32_t, std::string> queuePairFailures_;
-  std::string deviceFailure_;
-  std::string portTrouble_;
 };
 
 }  // namespace mscclpp::transport::verbs

@@ -65,7 +65,7 @@ QueuePair::QueuePair(std::shared_ptr<Nic> nic, ibv_cq* completions, unsigned ind
 QueuePair::~QueuePair() {
   const uint32_t number = pair_->qp_num;
   pair_.reset();
-  nic_->forget(number);
+  nic_->events().forget(number);
 }
 
 void QueuePair::modify(ibv_qp_attr& attributes, int mask, const char* to) {

@@ -143,7 +143,9 @@ void VerbsConnection::connect(std::span<const std::byte> bytes) {
     pairs_[i]->connect(theirs.port, theirs.pairs[i], reads);
   theirControl_ = theirs.control;
   theirControlKey_ = theirs.controlKey;
-  largestPiece_ = std::min<uint64_t>(endpoint_->tuning().largestPiece, nic.port().max_msg_sz);
+  const uint64_t limit = nic.port().max_msg_sz;  // 0: not told
+  largestPiece_ = endpoint_->tuning().largestPiece;
+  if (limit > 0) largestPiece_ = std::min(largestPiece_, limit);
   ibv_gid gid{};
   std::copy(theirs.port.gid.begin(), theirs.port.gid.end(), gid.raw);
   peerText_ = fmt::format(" to {} (LID {})", gidText(gid), theirs.port.lid);

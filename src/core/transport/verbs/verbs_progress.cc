@@ -104,11 +104,11 @@ void VerbsConnection::keepAlive() {
 void VerbsConnection::lookForEvents() {
   Nic& nic = *endpoint_->nic();
   nic.pollEvents();
-  if (nic.events() == eventsSeen_) return;
-  eventsSeen_ = nic.events();
+  if (nic.events().count() == eventsSeen_) return;
+  eventsSeen_ = nic.events().count();
   for (const auto& pair : pairs_) {
-    const std::string why = nic.failureOf(pair->address().number);
-    if (!why.empty() && !peerHasLeft()) fail(why);
+    const std::string why = nic.events().failureOf(pair->address().number);
+    if (!why.empty() && !peerHasLeft()) fail(fmt::format("{}: {}", nic.name(), why));
   }
 }
 
@@ -132,7 +132,7 @@ void VerbsConnection::onBadCompletion(const ibv_wc& completion) {
     hint = ": it has freed the memory, or is another one than was connected to";
   }
   endpoint_->nic()->pollEvents(true);
-  const std::string port = endpoint_->nic()->portTrouble();
+  const std::string port = endpoint_->nic()->events().portTrouble();
   fail(
       fmt::format("{} (status {}, vendor error {:#x}) on queue pair {} of {} to queue pair {} of "
                   "rank {}{}{}",
@@ -150,9 +150,9 @@ void VerbsConnection::close() noexcept {
       tellApplied();
       if (!said && first().room() > 0) {
         postControl(offsetof(ControlBlock, goodbye), &control_->goodbyeOut, sizeof(uint64_t));
-        first().submit();
         said = true;
       }
+      first().submit();
       pollCompletions();
       if (said && first().idle()) break;
     }
