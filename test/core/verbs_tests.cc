@@ -20,8 +20,8 @@ struct Mode {
   Tuning tuning;
 };
 
-void PrintTo(const Mode& mode, std::ostream* out) {
-  *out << mode.name;
+std::ostream& operator<<(std::ostream& out, const Mode& mode) {
+  return out << mode.name;
 }
 
 /// Small enough that the tests' writes are spread, and cut.

@@ -32,7 +32,7 @@ code=1
 if make_devices; then
   ulimit -l unlimited
   export MSCCLPP_TEST_REQUIRE_VERBS=1 MSCCLPP_TEST_VERBS_DEVICES=rxe0,rxe1
-  export MSCCLPP_TEST_VERBS_LINK=veth0 GTEST_COLOR="${GTEST_COLOR:-no}"
+  export MSCCLPP_TEST_VERBS_LINK=veth0
   bash /run/share/command.sh
   code=$?
 else

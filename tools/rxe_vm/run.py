@@ -22,6 +22,7 @@ import hashlib
 import os
 import pathlib
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -49,6 +50,7 @@ PROGRAMS = {
 # crc32_generic: rxe asks for the algorithm by name, which finds a module only if that is loaded.
 MODULES = ("virtio_pci", "9pnet_virtio", "9p", "overlay", "veth", "sch_netem", "crc32_generic")
 MODULES += ("rdma_rxe",)
+ESCAPES = re.compile(r"\x1b(\[[0-9;?]*[A-Za-z]|c)")  # the firmware clears the screen
 MEMORY_MIB = 1024
 SKIPPED, TIMED_OUT = 77, 124
 # Programs of administrators are not in everybody's PATH.
@@ -234,7 +236,7 @@ def boot(ready, command, limit):
         timer.start()
         try:
             for line in machine.stdout:
-                print(line.rstrip("\r\n"), flush=True)
+                print(ESCAPES.sub("", line).rstrip("\r\n"), flush=True)
         finally:
             timer.cancel()
             machine.kill()
