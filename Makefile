@@ -18,7 +18,7 @@ PRESET ?= $(if $(HAVE_GPU),cuda-release,cpu-release)
 
 RUN_TESTS = tools/run_tests.py --jobs $(JOBS) --seeds $(SEEDS) $(if $(FILTER),--filter '$(FILTER)')
 
-.PHONY: help demo bench build test test-cpu test-asan test-tsan test-chaos test-python \
+.PHONY: help demo bench build test test-cpu test-asan test-tsan test-chaos test-rxe test-python \
 	wheel build-cuda chaos mutation lint lint-only format setup clean
 
 help: ## this list
@@ -38,7 +38,7 @@ build: ## installs what is missing and builds the program mscclpp-ep (PRESET=cud
 		$(if $(wildcard build/$(PRESET)/build.ninja),,-DMSCCLPP_BUILD_TESTS=OFF)
 	@cmake --build build/$(PRESET) -j $(JOBS) --target mscclpp-ep
 
-test: ## C++ tests plain, 200 chaos seeds, Python (rules, CUDA, ASan, TSan, lint: by name)
+test: ## C++ tests plain, 200 chaos seeds, RDMA in a virtual machine, Python (rules, CUDA, ASan, TSan, lint: by name)
 	@tools/setup.sh test
 	@$(RUN_TESTS)
 
@@ -57,6 +57,10 @@ test-tsan: ## C++ tests with ThreadSanitizer
 test-chaos chaos: ## chaos schedules, SEEDS=200 of them per test
 	@tools/setup.sh test
 	@$(RUN_TESTS) chaos
+
+test-rxe: ## the transport verbs over soft-RoCE, in a small virtual machine (tools/rxe_vm)
+	@tools/setup.sh test
+	@$(RUN_TESTS) rxe
 
 test-python: ## makes .venv, installs the package into it, pytest
 	@tools/setup.sh test

@@ -17,6 +17,14 @@ find_path(ASIO_INCLUDE_DIR asio.hpp) # header-only, ships no CMake package
 if(NOT ASIO_INCLUDE_DIR)
   message(FATAL_ERROR "asio.hpp was not found (Debian package libasio-dev): ${_hint}")
 endif()
+if(MSCCLPP_USE_VERBS)
+  find_path(VERBS_INCLUDE_DIR infiniband/verbs.h)
+  if(NOT VERBS_INCLUDE_DIR)
+    message(
+      FATAL_ERROR "infiniband/verbs.h was not found (Debian package libibverbs-dev): ${_hint}; "
+                  "or build without the transport verbs: -DMSCCLPP_USE_VERBS=OFF")
+  endif()
+endif()
 mscclpp_need(fmt libfmt-dev)
 mscclpp_need(spdlog libspdlog-dev)
 # Both as headers only (fmt::fmt-header-only, spdlog::spdlog_header_only): the program and the wheel

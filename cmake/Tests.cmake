@@ -7,7 +7,7 @@ endif()
 enable_testing()
 include(GoogleTest)
 
-set(MSCCLPP_TEST_LABELS cpu mp gpu chaos slow)
+set(MSCCLPP_TEST_LABELS cpu mp gpu chaos slow vm)
 
 # Sanitizer options of every test. Prepended: options that are already set in the environment win.
 set(MSCCLPP_TEST_ENVIRONMENT "")
@@ -91,4 +91,14 @@ endforeach()
     DIRECTORY
     APPEND
     PROPERTY TEST_INCLUDE_FILES "${properties_file}")
+endfunction()
+
+# mscclpp_add_vm_test(NAME <name> TARGET <test binary> [ARGS ...])
+# Runs a test binary once more, in the virtual machine that has RDMA devices (tools/rxe_vm): one
+# ctest entry, label vm. Skipped, with the reason, where that cannot run; with CI=true it fails then.
+function(mscclpp_add_vm_test)
+  cmake_parse_arguments(arg "" "NAME;TARGET" "ARGS" ${ARGN})
+  add_test(NAME ${arg_NAME} COMMAND "${PROJECT_SOURCE_DIR}/tools/rxe_vm/run.py"
+                                    $<TARGET_FILE:${arg_TARGET}> ${arg_ARGS})
+  set_tests_properties(${arg_NAME} PROPERTIES LABELS vm SKIP_RETURN_CODE 77 TIMEOUT 600 PROCESSORS 2)
 endfunction()

@@ -112,6 +112,12 @@ struct MemoryHandle {
 };
 static_assert(sizeof(MemoryHandle) == 240, "MemoryHandle travels between processes");
 
+/// A piece of device memory as a kernel object that other drivers (of a NIC) can address.
+struct DmaBuf {
+  int descriptor;   ///< the receiver closes it
+  uint64_t offset;  ///< of the memory asked for, in bytes
+};
+
 /// One CPU or one GPU. Thread safe. No method waits for the whole device or uses CUDA's default
 /// stream; every method leaves CUDA's current device as it was.
 class Device : public std::enable_shared_from_this<Device> {
@@ -136,8 +142,6 @@ class Device : public std::enable_shared_from_this<Device> {
   /// Equal exactly for the same physical device, whatever its index in this process: the GPU's
   /// UUID, or "cpu@" and the host id.
   virtual std::string id() const = 0;
-  /// Where the device sits, as the kernel names it ("0000:3b:00.0"); empty for the CPU.
-  virtual std::string pciAddress() const { return {}; }
   /// How many blocks can run at once, at one block per multiprocessor. CPU: 1024, because the
   /// blocks of all ranks are always co-resident there.
   virtual int multiprocessors() const = 0;
@@ -189,6 +193,13 @@ class Device : public std::enable_shared_from_this<Device> {
   /// alive and of the same user and pid namespace at the moment of the call.
   /// @throws Error unsupported for memory of another host (names both) or of another platform.
   virtual std::shared_ptr<void> importMemory(const MemoryHandle& handle) = 0;
+
+  /// Where the device sits on the PCI bus ("0000:18:00.0"); empty for the CPU.
+  virtual std::string pciAddress() const { return {}; }
+  /// Whether exportDmaBuf() works with this driver and kernel.
+  virtual bool canExportDmaBuf() const noexcept { return false; }
+  /// The pages that hold [memory, memory + bytes) of this device. @throws Error unsupported.
+  virtual DmaBuf exportDmaBuf(const void* memory, size_t bytes) const;
 
   /// Throws what a kernel or copy failed with since, if anything. Does not block.
   virtual void checkAsyncErrors() = 0;

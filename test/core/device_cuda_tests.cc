@@ -1,8 +1,11 @@
 // What is special about CUDA.
 #include <cuda_runtime_api.h>
+#include <unistd.h>
 
 #include <cstdlib>
 #include <sstream>
+
+#include <gmock/gmock.h>
 
 #include <mscclpp/errors.hpp>
 
@@ -51,6 +54,18 @@ TEST_F(CudaDevice, TheCallersCurrentDeviceStays) {
   ASSERT_EQ(cudaGetDevice(&current), cudaSuccess);
   EXPECT_EQ(current, 0);
   EXPECT_NE(other->id(), device_->id());
+}
+
+TEST_F(CudaDevice, TellsItsPlaceOnTheBusAndExportsDmaBufs) {
+  EXPECT_THAT(device_->pciAddress(),
+              testing::MatchesRegex("[0-9a-f]+:[0-9a-f]+:[0-9a-f]+\\.[0-7]"));
+  if (!device_->canExportDmaBuf()) GTEST_SKIP() << "this driver or kernel exports no dma-bufs";
+  const auto memory = device_->allocateExportable(size_t{4} << 20);
+  constexpr size_t kInside = 5000;
+  const DmaBuf buffer = device_->exportDmaBuf(static_cast<char*>(memory.get()) + kInside, 100);
+  ASSERT_GE(buffer.descriptor, 0);
+  EXPECT_EQ(::close(buffer.descriptor), 0);
+  EXPECT_EQ(buffer.offset, kInside % static_cast<size_t>(::sysconf(_SC_PAGESIZE)));
 }
 
 TEST_F(CudaDevice, ThreadsOnTwoGpusAddressEachOther) {

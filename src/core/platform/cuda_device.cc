@@ -14,6 +14,7 @@
 #include "core/platform/allocations.hpp"
 #include "core/platform/backend.hpp"
 #include "core/platform/cuda_check.hpp"
+#include "core/platform/cuda_dma_buf.hpp"
 #include "core/platform/cuda_stream.hpp"
 
 namespace mscclpp::detail {
@@ -76,10 +77,6 @@ class CudaDevice final : public Device {
 
   std::string describe() const override;
   std::string id() const override { return id_; }
-  std::string pciAddress() const override {
-    return fmt::format("{:04x}:{:02x}:{:02x}.0", properties_.pciDomainID, properties_.pciBusID,
-                       properties_.pciDeviceID);
-  }
   int multiprocessors() const override { return properties_.multiProcessorCount; }
   size_t maxSharedBytesPerBlock() const override { return properties_.sharedMemPerBlockOptin; }
 
@@ -94,6 +91,11 @@ class CudaDevice final : public Device {
   Stream borrowStream(void* native) override;
   MemoryHandle exportMemory(void* memory, size_t bytes) override;
   std::shared_ptr<void> importMemory(const MemoryHandle& handle) override;
+  std::string pciAddress() const override { return cudaPciAddress(index()); }
+  bool canExportDmaBuf() const noexcept override { return cudaCanExportDmaBuf(index()); }
+  DmaBuf exportDmaBuf(const void* memory, size_t bytes) const override {
+    return cudaExportDmaBuf(index(), memory, bytes);
+  }
   void checkAsyncErrors() override;
 
  private:

@@ -19,6 +19,10 @@ Platform parsePlatform(std::string_view name) {
   fail(ErrorCode::invalidArgument, "platform '{}': allowed is one of cpu, cuda", name);
 }
 
+DmaBuf Device::exportDmaBuf(const void*, size_t bytes) const {
+  fail(ErrorCode::unsupported, "{} cannot export {} bytes as a dma-buf", describe(), bytes);
+}
+
 bool Event::query() const {
   return !backend_ || backend_->query();
 }
