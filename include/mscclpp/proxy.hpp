@@ -43,8 +43,7 @@ struct ProxyStatistics {
 };
 
 /// Proxy threads and their channels. Set up (addConnection, createChannel) at any time from any
-/// thread; stop() before the connections' peers go away: drain with stop() on all ranks after a
-/// barrier, since peers over tcp need this side's progress.
+/// thread.
 ///
 /// What goes wrong on a connection or in a thread is recorded once, makes every watched
 /// FailureRecord fail (so that device waits end), and is thrown by checkHealth(). The rest goes on.
@@ -67,10 +66,13 @@ class ProxyService {
 
   /// Starts the threads; channels may be used by kernels before, their triggers wait.
   void start();
-  /// Carries out everything that has been pushed, waits until it is complete (not on broken
-  /// connections) and ends the threads. No kernel may push meanwhile. The connections stay open:
-  /// Connection::close() is their owner's. start() may follow.
-  /// @throws TimeoutError with what is left.
+  /// Blocks until everything that kernels pushed before is complete (not on broken connections);
+  /// the threads go on. @throws TimeoutError with what is left.
+  void drain();
+  /// Drains and ends the threads. The connections stay open: Connection::close() is their owner's.
+  /// start() may follow.
+  /// The peers need this side's progress for what they have under way (tcp): when a group ends, all
+  /// ranks drain(), then meet in a barrier, then stop(). @throws as drain().
   void stop();
 
   /// The first thing that went wrong, with the peer; empty when nothing has.

@@ -56,8 +56,9 @@ PortRank::~PortRank() = default;
 void PortRank::stop() {
   stream_.synchronize();
   group_.barrier();  // every kernel has ended, so that no peer pushes any more
+  service_->drain();
+  group_.barrier();  // until here peers may have needed this side's progress
   service_->stop();
-  group_.barrier();  // peers may have needed this side's progress until now
   for (const auto& connection : connections_) {
     if (connection) connection->close();
   }

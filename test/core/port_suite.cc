@@ -274,6 +274,8 @@ TEST_P(PortSuite, AProxyStopsAndStartsAgain) {
       port.start();
       port.stream().synchronize();
       group.barrier();
+      port.service().drain();
+      group.barrier();
       port.service().stop();
       group.barrier();
     }

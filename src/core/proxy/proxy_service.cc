@@ -1,4 +1,5 @@
 #include <mutex>
+#include <optional>
 #include <utility>
 
 #include <mscclpp/errors.hpp>
@@ -82,7 +83,7 @@ ProxyService::ProxyService(std::shared_ptr<Device> device, const ProxyOptions& o
 }
 
 ProxyService::~ProxyService() {
-  for (const auto& thread : impl_->threads_) thread->abandon();
+  for (const auto& thread : impl_->threads_) thread->end();
 }
 
 void ProxyService::addConnection(const std::shared_ptr<Connection>& connection) {
@@ -123,18 +124,28 @@ void ProxyService::start() {
   for (const auto& thread : impl_->threads_) thread->start();
 }
 
-void ProxyService::stop() {
-  if (!std::exchange(impl_->running_, false)) return;
-  const auto deadline = std::chrono::steady_clock::now() + impl_->options_.timeout;
-  for (const auto& thread : impl_->threads_) thread->requestStop(deadline);
+void ProxyService::drain() {
+  check(impl_->running_, ErrorCode::invalidState,
+        "ProxyService::drain: the threads are not running: start() first");
+  const auto limit = impl_->options_.timeout;
+  std::optional<std::chrono::steady_clock::time_point> deadline;
+  if (limit.count() != 0) deadline = std::chrono::steady_clock::now() + limit;
+  for (const auto& thread : impl_->threads_) thread->requestDrain();
   std::string left;
   for (const auto& thread : impl_->threads_) {
-    const std::string part = thread->join();
+    const std::string part = thread->awaitDrained(deadline);
     if (!part.empty()) left += (left.empty() ? "" : ", ") + part;
   }
   check(left.empty(), ErrorCode::timeout,
-        "ProxyService::stop: not complete after {:.1f} s: {}. Do the peers still make progress?",
-        static_cast<double>(impl_->options_.timeout.count()) / 1e9, left);
+        "ProxyService: not complete after {:.1f} s: {}. Do the peers still make progress?",
+        static_cast<double>(limit.count()) / 1e9, left);
+}
+
+void ProxyService::stop() {
+  if (!impl_->running_) return;
+  drain();
+  for (const auto& thread : impl_->threads_) thread->end();
+  impl_->running_ = false;
 }
 
 std::string ProxyService::failure() const {

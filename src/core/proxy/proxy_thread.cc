@@ -30,7 +30,7 @@ ProxyThread::ProxyThread(std::shared_ptr<Device> device, const ProxyOptions& opt
       flushWords_(device_->allocatePinned(Trigger::kMaxChannels * kFlushWordBytes)) {}
 
 ProxyThread::~ProxyThread() {
-  abandon();
+  end();
 }
 
 void ProxyThread::addConnection(const std::shared_ptr<Connection>& connection) {
@@ -82,22 +82,29 @@ PortChannelHandle ProxyThread::addChannel(const std::shared_ptr<const PortChanne
 
 void ProxyThread::start() {
   if (thread_.joinable()) return;
-  stop_.store(Stop::no, std::memory_order_relaxed);
+  stop_.store(false, std::memory_order_relaxed);
   thread_ = std::thread([this] { run(); });
 }
 
-void ProxyThread::requestStop(std::chrono::steady_clock::time_point deadline) {
-  deadline_ = deadline;
-  stop_.store(Stop::drain, std::memory_order_release);
+void ProxyThread::requestDrain() {
+  drainAsked_.fetch_add(1, std::memory_order_release);
 }
 
-std::string ProxyThread::join() {
-  if (thread_.joinable()) thread_.join();
-  return std::exchange(left_, {});
+std::string ProxyThread::awaitDrained(
+    std::optional<std::chrono::steady_clock::time_point> deadline) {
+  const uint64_t wanted = drainAsked_.load(std::memory_order_relaxed);
+  std::unique_lock lock(mutex_);
+  const auto done = [&] { return drainDone_ >= wanted; };
+  if (!deadline) {
+    drained_.wait(lock, done);
+  } else if (!drained_.wait_until(lock, *deadline, done)) {
+    return left_.empty() ? "the thread does not answer" : left_;
+  }
+  return {};
 }
 
-void ProxyThread::abandon() noexcept {
-  stop_.store(Stop::abandon, std::memory_order_release);
+void ProxyThread::end() noexcept {
+  stop_.store(true, std::memory_order_release);
   if (thread_.joinable()) thread_.join();
 }
 
@@ -119,23 +126,27 @@ void ProxyThread::place() {
 
 void ProxyThread::loop() {
   Idle idling(options_.spin);
-  for (;;) {
+  while (!stop_.load(std::memory_order_acquire)) {
     adoptChanges();
+    const uint64_t drainAsked = drainAsked_.load(std::memory_order_acquire);
     bool worked = false;
     for (const auto& queue : lists_.queues) worked |= drain(*queue);
     for (const auto& served : lists_.connections) worked |= tend(*served);
     raise(rounds_);
-    const Stop stop = stop_.load(std::memory_order_acquire);
-    if (stop == Stop::abandon) return;
-    if (stop == Stop::drain) {
-      if (!worked && idle()) return;
-      if (options_.timeout.count() != 0 && std::chrono::steady_clock::now() > deadline_) {
-        left_ = leftOver();
-        return;
-      }
-    }
+    if (drainAsked != drainAnswered_) tellDrained(drainAsked, worked);
     worked ? idling.reset() : idling.pause();
   }
+}
+
+/// `asked` was read before the round, so that the round has seen all that was there when it was
+/// asked.
+void ProxyThread::tellDrained(uint64_t asked, bool worked) {
+  const bool done = !worked && idle();
+  const std::lock_guard lock(mutex_);
+  left_ = done ? std::string() : leftOver();
+  if (!done) return;
+  drainDone_ = drainAnswered_ = asked;
+  drained_.notify_all();
 }
 
 void ProxyThread::adoptChanges() {

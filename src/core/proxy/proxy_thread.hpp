@@ -3,10 +3,12 @@
 
 #include <atomic>
 #include <chrono>
+#include <condition_variable>
 #include <deque>
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -43,12 +45,13 @@ class ProxyThread {
   PortChannelHandle addChannel(const std::shared_ptr<const PortChannelSpec>& spec,
                                Connection::SignalTarget* signals);
   void start();
-  /// Asks the thread to end: once all is done or `deadline` has passed.
-  void requestStop(std::chrono::steady_clock::time_point deadline);
-  /// Waits for the end; returns what was left undone ("" for nothing).
-  std::string join();
+  /// Asks the thread to tell when everything that is there now is done; awaitDrained() waits for
+  /// it.
+  void requestDrain();
+  /// What was left undone at `deadline` ("" for nothing); without a limit when it is empty.
+  std::string awaitDrained(std::optional<std::chrono::steady_clock::time_point> deadline);
   /// Ends the thread as it is.
-  void abandon() noexcept;
+  void end() noexcept;
   ProxyStatistics statistics() const;
 
  private:
@@ -72,11 +75,10 @@ class ProxyThread {
     std::vector<ServedChannel> channels;
     std::vector<std::shared_ptr<Served>> connections;
   };
-  enum class Stop { no, drain, abandon };
-
   void run();
   void loop();
   void adoptChanges();
+  void tellDrained(uint64_t asked, bool worked);
   bool drain(Queue& queue);
   bool execute(const TriggerFields& fields, Queue& queue);
   void post(const TriggerFields& fields, const ServedChannel& channel, Queue& queue);
@@ -98,9 +100,12 @@ class ProxyThread {
 
   Lists lists_;  ///< the thread's copy
   uint64_t adopted_ = 0;
-  std::atomic<Stop> stop_ = Stop::no;
-  std::chrono::steady_clock::time_point deadline_;  ///< written before stop_
-  std::string left_;                                ///< read after the join
+  uint64_t drainAnswered_ = 0;
+  std::atomic<bool> stop_ = false;
+  std::atomic<uint64_t> drainAsked_ = 0;  ///< requests so far
+  uint64_t drainDone_ = 0;                ///< of them; guarded by mutex_
+  std::string left_;  ///< what the last request still waits for; guarded by mutex_
+  std::condition_variable drained_;
   std::thread thread_;
 
   std::atomic<uint64_t> triggers_ = 0;
