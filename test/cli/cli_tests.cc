@@ -242,7 +242,9 @@ TEST(Bench, WrongResultsAreMarked) {
   EXPECT_EQ(ran.code, 1) << ran.output;
   EXPECT_THAT(ran.output, HasSubstr("FAILED: results marked '!' are wrong"));
   std::ifstream stream(file.path());
-  for (const auto& result : nlohmann::json::parse(stream)["results"]) {
+  const nlohmann::json report = nlohmann::json::parse(stream);
+  EXPECT_GT(report.at("results").size(), 0u);
+  for (const auto& result : report.at("results")) {
     EXPECT_FALSE(result["correct"].get<bool>()) << result.dump();
   }
 }

@@ -153,7 +153,7 @@ void TcpBootstrap::Impl::join() {
   if (!changed_.wait_until(lock, deadline(), [this] { return ready_ || failure_; })) {
     timedOut(lock, "joining the group", detail::kJoinSequence);
   }
-  throwIfFailed();
+  if (!ready_) throwIfFailed();  // what happens after all were there is for the next call
 }
 
 void TcpBootstrap::Impl::shutDown() noexcept {
