@@ -1,6 +1,7 @@
 // Calls that differ between ranks, and ranks that never call: every rank that can know gets an
 // error that says so, within the limit.
 #include <chrono>
+#include <latch>
 
 #include <gmock/gmock.h>
 
@@ -179,6 +180,39 @@ TEST_P(EpMissingRank, IsNamedByTheOthersInTime) {
   });
 }
 INSTANTIATE_TEST_SUITE_P(Calls, EpMissingRank,
+                         ::testing::Values("dispatch", "cached", "combine", "staged"),
+                         [](const auto& test) { return std::string(test.param); });
+
+/// Rank 1 calls when rank 0 has given it up. What rank 0 had prepared by then must not look like an
+/// answer: its rows for rank 1 were never sent, and its memory is being used otherwise.
+class EpLateRank : public ::testing::TestWithParam<const char*> {};
+
+TEST_P(EpLateRank, GetsAnErrorNotWhatIsThere) {
+  const World world(smallSpec());
+  const auto wanted = [](std::size_t rank, const std::string& text) {
+    return containsAll(
+        text, {"timeout: EP timeout after", rank == 0 ? "waited for rank 1" : "waited for rank 0"});
+  };
+  expectAtSomeLimit(kFirstLimit, kLate, wanted, [&](milliseconds limit) {
+    std::latch gaveUp(1);
+    std::string errors[2];
+    tryRanks(
+        2, [&](int) { return optionsWith(limit); },
+        [&](RankContext& rank) {
+          std::string& mine = errors[rank.rank()];
+          DispatchHandle handle;
+          mine = errorOf([&] {
+            handle = dispatch(rank, world, {.hidden = 16}).handle;
+            rank.sync();
+          });
+          if (rank.rank() == 1) gaveUp.wait();
+          if (mine.empty()) mine = errorOf([&] { makeCall(rank, world, GetParam(), handle); });
+          if (rank.rank() == 0) gaveUp.count_down();
+        });
+    return std::vector<std::string>{errors[0], errors[1]};
+  });
+}
+INSTANTIATE_TEST_SUITE_P(Calls, EpLateRank,
                          ::testing::Values("dispatch", "cached", "combine", "staged"),
                          [](const auto& test) { return std::string(test.param); });
 
