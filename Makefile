@@ -38,7 +38,7 @@ build: ## installs what is missing and builds the program mscclpp-ep (PRESET=cud
 		$(if $(wildcard build/$(PRESET)/build.ninja),,-DMSCCLPP_BUILD_TESTS=OFF)
 	@cmake --build build/$(PRESET) -j $(JOBS) --target mscclpp-ep
 
-test: ## C++ tests plain, 200 chaos seeds, RDMA in a virtual machine, Python (rules, CUDA, ASan, TSan, lint: by name)
+test: ## what CI runs: lint, C++ tests (plain, 200 chaos seeds, ASan, TSan), RDMA in a virtual machine, Python, CUDA compiles
 	@tools/setup.sh test
 	@$(RUN_TESTS)
 

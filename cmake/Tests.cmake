@@ -65,6 +65,7 @@ function(mscclpp_add_test)
     TEST_PREFIX "${arg_NAME}."
     TEST_LIST ${arg_NAME}_found
     EXTRA_ARGS ${arg_ARGS}
+    NO_PRETTY_VALUES # names as in googletest: the values may hold addresses, which change
     DISCOVERY_MODE PRE_TEST
     DISCOVERY_TIMEOUT 60)
   # Not through gtest_discover_tests(PROPERTIES): it keeps only the first of several labels. This

@@ -188,9 +188,8 @@ def stage_rules(stage):
     return Result(passed=1)
 
 
-# What `make test` and CI run. Not yet, and run by name: `rules`, `cuda` (not run to the end); `tsan` (7 of 610 tests fail, see
-# docs/validation.md), `asan` and the compiler-based half of `lint` (never run on the whole tree).
-DEFAULT = ("cpu", "chaos", "rxe", "python")
+# What `make test` and CI run.
+DEFAULT = ("lint", "cpu", "chaos", "asan", "tsan", "rxe", "python", "cuda")
 
 STAGES = {
     "rules": stage_rules,

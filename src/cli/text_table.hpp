@@ -8,8 +8,8 @@
 
 namespace mscclpp::ep::cli {
 
-/// Rows of cells, printed in aligned columns: the first `leftColumns` to the left, the others (numbers)
-/// to the right.
+/// Rows of cells, printed in aligned columns: the first `leftColumns` to the left, the others
+/// (numbers) to the right.
 class TextTable {
  public:
   explicit TextTable(std::vector<std::string> heads, std::size_t leftColumns = 1)

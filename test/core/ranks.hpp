@@ -63,6 +63,42 @@ void expectError(ErrorCode code, const std::vector<std::string>& parts,
   }
 }
 
+/// For what must not take long: only a hang runs into it.
 inline constexpr std::chrono::milliseconds kLongTimeout = std::chrono::seconds(60);
+
+/// "code: text" of what `action` throws, "TimeoutError: text" for that class, "" for nothing.
+inline std::string errorOf(const std::function<void()>& action) {
+  try {
+    action();
+  } catch (const TimeoutError& error) {
+    return std::string("TimeoutError: ") + error.what();
+  } catch (const Error& error) {
+    return std::string(toString(error.code())) + ": " + error.what();
+  } catch (const std::exception& error) {
+    return std::string("exception: ") + error.what();
+  }
+  return "";
+}
+
+/// One of every call, with values that tell rank and round. All ranks may leave afterwards.
+inline void exercise(Bootstrap& group, int rounds = 3) {
+  const int size = group.size();
+  const int rank = group.rank();
+  for (int round = 0; round < rounds; ++round) {
+    std::vector<int> values(static_cast<size_t>(size), -1);
+    values[static_cast<size_t>(rank)] = round * 1000 + rank;
+    group.allGather(values);
+    for (int i = 0; i < size; ++i) ASSERT_EQ(values[static_cast<size_t>(i)], round * 1000 + i);
+    group.barrier();
+    const int next = (rank + 1) % size;
+    const int previous = (rank + size - 1) % size;
+    const int sent = round * 1000 + rank;
+    int received = -1;
+    group.send(&sent, sizeof(sent), next, round);
+    group.recv(&received, sizeof(received), previous, round);
+    ASSERT_EQ(received, round * 1000 + previous);
+  }
+  group.barrier();  // rank 0 passes messages on: it must not leave while one is on its way
+}
 
 }  // namespace mscclpp::test

@@ -373,8 +373,8 @@ TEST(EpSequence, LaneByLane) {
   });
 }
 
-/// A host thread that polls sees a failure whole, while kernels are still running. There are no rows,
-/// so that the failed call touches no data.
+/// A host thread that polls sees a failure whole, while kernels are still running. There are no
+/// rows, so that the failed call touches no data.
 TEST(EpSequence, PollingHostSeesAFailure) {
   const World world({.ranks = 2, .tokens = {0}, .topk = 2, .experts = 4});
   std::string errors[2];

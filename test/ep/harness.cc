@@ -22,23 +22,13 @@ int deviceOf(int rank) {
   return rank % devices;
 }
 
-bool underThreadSanitizer() {
-#if defined(__SANITIZE_THREAD__)
+bool underSanitizer() {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
   return true;
 #elif defined(__has_feature)
-  return __has_feature(thread_sanitizer);
+  return __has_feature(address_sanitizer) || __has_feature(thread_sanitizer);
 #else
   return false;
-#endif
-}
-
-bool underSanitizer() {
-#if defined(__SANITIZE_ADDRESS__)
-  return true;
-#elif defined(__has_feature)
-  return __has_feature(address_sanitizer) || underThreadSanitizer();
-#else
-  return underThreadSanitizer();
 #endif
 }
 

@@ -23,9 +23,6 @@ Platform testPlatform();
 int deviceOf(int rank);
 /// Built with ThreadSanitizer or AddressSanitizer, which cost time.
 bool underSanitizer();
-/// Built with ThreadSanitizer. A wait that gave up orders nothing any more, so that what a failed call
-/// does to data that nobody may use would be reported: tests of such failures are skipped.
-bool underThreadSanitizer();
 
 /// Small heap, limits short enough that a hang fails the test rather than the whole run.
 BufferOptions testOptions(std::size_t numNvlBytes = std::size_t{8} << 20);

@@ -24,15 +24,13 @@ enum class FrameType : uint32_t {
   // To the root.
   confirm = 1,  ///< the rank has seen `welcome`: it counts as there
   contribute,   ///< its part of collective `sequence`
-  query,        ///< which ranks have not contributed to `sequence` (kJoinSequence: not joined)?
-  giveUp,       ///< the rank has failed (payload: text, tag: ErrorCode): tell all
+  giveUp,       ///< waited too long for `sequence` (kJoinSequence: for `ready`); payload: text
   leave,        ///< the rank says good-bye; nothing follows
   // From the root.
   welcome,  ///< the hello was accepted
   refuse,   ///< it was not; payload: text
   ready,    ///< all ranks are there
   result,   ///< of collective `sequence`: all parts
-  missing,  ///< answer to `query`: int32 ranks
   failed,   ///< the group is broken: `rank` is to blame, tag: ErrorCode, payload: text
   left,     ///< `rank` has said good-bye
   // Both: to `rank` on the way to the root, from `rank` on the way out.

@@ -166,10 +166,8 @@ void RootServer::handle(int rank, const std::shared_ptr<Connection>& from, Frame
       return contribute(rank, frame);
     case FrameType::message:
       return forward(rank, frame);
-    case FrameType::query:
-      return answerQuery(from, frame.header.sequence);
     case FrameType::giveUp:
-      return breakGroup(rank, frame.header.tag, frame.payloadText(), rank);
+      return giveUp(rank, frame);
     case FrameType::leave:
       return leave(rank);
     default:
@@ -193,6 +191,8 @@ void RootServer::join(int rank, const std::shared_ptr<Connection>& connection) {
 }
 
 void RootServer::contribute(int rank, Frame& frame) {
+  // Some rank has an error by now: nobody may come out of this collective as if it had not.
+  if (broken_) return;
   const uint64_t sequence = frame.header.sequence;
   Collective& collective = collectives_[sequence];
   collective.parts.resize(static_cast<size_t>(size_));
@@ -229,19 +229,27 @@ void RootServer::forward(int rank, Frame& frame) {
   member.connection->send(header, std::make_shared<const Bytes>(std::move(frame.payload)));
 }
 
-void RootServer::answerQuery(const std::shared_ptr<Connection>& to, uint64_t sequence) {
+void RootServer::giveUp(int rank, const Frame& frame) {
+  const std::vector<int> missing = missingRanks(frame.header.sequence);
+  if (missing.empty()) return;  // done in the last moment: the result is on its way to all
+  breakGroup(rank, static_cast<int>(ErrorCode::timeout),
+             fmt::format("{}: missing rank{} {} of {}", frame.payloadText(),
+                         missing.size() == 1 ? "" : "s", fmt::join(missing, ", "), size_),
+             -1);
+}
+
+std::vector<int> RootServer::missingRanks(uint64_t sequence) const {
   const auto found = collectives_.find(sequence);
-  Frame reply = Frame::make(FrameType::missing, 0, 0, sequence);
-  for (int32_t rank = 0; rank < size_; ++rank) {
+  std::vector<int> missing;
+  for (int rank = 0; rank < size_; ++rank) {
     const auto index = static_cast<size_t>(rank);
+    // One that is not in the list is complete: whoever asks has contributed to it.
     const bool there = sequence == kJoinSequence
                            ? members_[index].presence != Presence::absent
-                           : found != collectives_.end() && found->second.parts[index] != nullptr;
-    if (there) continue;
-    const auto* bytes = reinterpret_cast<const std::byte*>(&rank);
-    reply.payload.insert(reply.payload.end(), bytes, bytes + sizeof(rank));
+                           : found == collectives_.end() || found->second.parts[index] != nullptr;
+    if (!there) missing.push_back(rank);
   }
-  to->send(std::move(reply));
+  return missing;
 }
 
 void RootServer::leave(int rank) {

@@ -16,7 +16,7 @@
 
 namespace mscclpp::detail {
 
-inline constexpr uint32_t kProtocolVersion = 1;
+inline constexpr uint32_t kProtocolVersion = 2;
 
 /// The first bytes from a joining rank. The secret comes first and is checked before anything else
 /// is read.
@@ -62,7 +62,8 @@ class RootServer {
   void join(int rank, const std::shared_ptr<Connection>& connection);
   void contribute(int rank, Frame& frame);
   void forward(int rank, Frame& frame);
-  void answerQuery(const std::shared_ptr<Connection>& to, uint64_t sequence);
+  void giveUp(int rank, const Frame& frame);
+  std::vector<int> missingRanks(uint64_t sequence) const;
   void leave(int rank);
   void lost(int rank, const std::string& why);
   void breakGroup(int blamed, int code, const std::string& text, int except);

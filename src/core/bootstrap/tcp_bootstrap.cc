@@ -34,7 +34,8 @@ using detail::FrameType;
 using Clock = std::chrono::steady_clock;
 
 constexpr std::chrono::hours kForever(24 * 365 * 10);
-constexpr std::chrono::seconds kQueryLimit(2);
+/// For the root to say who is missing. Only a root that is gone or stuck takes that long.
+constexpr std::chrono::seconds kAnswerLimit(10);
 constexpr std::chrono::seconds kLeaveLimit(2);
 constexpr size_t kMaxMessage = size_t{1} << 30;
 
@@ -75,7 +76,8 @@ class TcpBootstrap::Impl {
   void onFrame(Frame& frame);
   void onClosed(const std::string& why);
   void throwIfFailed() const;
-  /// Throws with the ranks that are missing; returns when the result came after all.
+  /// Asks the root to break the group. Returns when the result came after all; else throws with the
+  /// ranks that are missing. The root decides which: a collective ends the same way on all ranks.
   void timedOut(Lock& lock, const std::string& what, uint64_t sequence);
   Deadline deadline() const {
     return Clock::now() + (timeout_.count() == 0 ? std::chrono::milliseconds(kForever) : timeout_);
@@ -97,7 +99,6 @@ class TcpBootstrap::Impl {
   std::optional<Failure> failure_;
   std::set<int> left_;
   std::map<uint64_t, Bytes> results_;
-  std::map<uint64_t, std::vector<int32_t>> missing_;
   std::map<std::pair<int, int>, std::deque<Bytes>> inbox_;  // by (source, tag)
 };
 
@@ -152,7 +153,7 @@ void TcpBootstrap::Impl::join() {
   if (!changed_.wait_until(lock, deadline(), [this] { return ready_ || failure_; })) {
     timedOut(lock, "joining the group", detail::kJoinSequence);
   }
-  throwIfFailed();
+  if (!ready_) throwIfFailed();  // what happens after all were there is for the next call
 }
 
 void TcpBootstrap::Impl::shutDown() noexcept {
@@ -190,15 +191,13 @@ void TcpBootstrap::Impl::onFrame(Frame& frame) {
     case FrameType::message:
       inbox_[{header.rank, header.tag}].push_back(std::move(frame.payload));
       break;
-    case FrameType::missing: {
-      auto& ranks = missing_[header.sequence];
-      ranks.resize(frame.payload.size() / sizeof(int32_t));
-      if (!ranks.empty()) std::memcpy(ranks.data(), frame.payload.data(), frame.payload.size());
-      break;
-    }
     case FrameType::failed:
       if (!failure_) {
-        failure_ = Failure{static_cast<ErrorCode>(header.tag), header.rank, frame.payloadText()};
+        const auto code = static_cast<ErrorCode>(header.tag);
+        const bool anotherGaveUp = code == ErrorCode::timeout && header.rank != rank;
+        failure_ = Failure{code, header.rank,
+                           (anotherGaveUp ? fmt::format("rank {} gave up: ", header.rank) : "") +
+                               frame.payloadText()};
       }
       break;
     default:
@@ -229,21 +228,20 @@ void TcpBootstrap::Impl::throwIfFailed() const {
 }
 
 void TcpBootstrap::Impl::timedOut(Lock& lock, const std::string& what, uint64_t sequence) {
-  post(Frame::make(FrameType::query, 0, 0, sequence));
-  const bool answered =
-      changed_.wait_for(lock, kQueryLimit, [&] { return missing_.contains(sequence) || failure_; });
-  const bool done = sequence == detail::kJoinSequence ? ready_ : results_.contains(sequence);
-  if (done) return;  // in the last moment
-  throwIfFailed();   // another rank was quicker to say the same
-  const auto& ranks = missing_[sequence];
-  const std::string text =
-      fmt::format("{} took longer than {:.1f} s: {}", what, seconds(timeout_),
-                  answered ? fmt::format("missing rank{} {} of {}", ranks.size() == 1 ? "" : "s",
-                                         fmt::join(ranks, ", "), size)
-                           : fmt::format("missing rank 0 of {}, which no longer answers", size));
-  failure_ = Failure{ErrorCode::timeout, rank, text};
-  post(Frame::text(FrameType::giveUp, rank, static_cast<int>(ErrorCode::timeout),
-                   fmt::format("rank {} gave up: {}", rank, text)));
+  const std::string text = fmt::format("{} took longer than {:.1f} s", what, seconds(timeout_));
+  Frame frame = Frame::text(FrameType::giveUp, rank, 0, text);
+  frame.header.sequence = sequence;
+  post(std::move(frame));
+  const auto done = [&] {
+    return sequence == detail::kJoinSequence ? ready_ : results_.contains(sequence);
+  };
+  const bool answered = changed_.wait_for(lock, kAnswerLimit, [&] { return done() || failure_; });
+  if (done()) return;
+  if (!answered) {
+    failure_ =
+        Failure{ErrorCode::timeout, 0,
+                fmt::format("{}: missing rank 0 of {}, which no longer answers", text, size)};
+  }
   throwIfFailed();
 }
 

@@ -9,19 +9,21 @@ import torch.distributed as dist
 
 from . import _cpp
 from .bootstrap import join
-from .calls import InFlight, Inputs, pair, stream_order
+from .calls import InFlight, Inputs, pair, set_routing, stream_order
 from .config import Config, combine_config, dispatch_config
 from .errors import EpInvalidArgument, EpInvalidState, EpUnsupported
 from .event import EventHandle, EventOverlap
 from .handle import DispatchHandle, native_handle
+from .options import buffer_options, refuse_low_latency
 from .place import DeviceLike, choose_place
-from .tensors import dtype_to_cpp, to_cpp, to_torch, to_torch_if_any
+from .pool import PoolTensors
+from .tensors import to_torch, to_torch_if_any
 from .unsupported import NotYet
 
 TensorOrPair = Union[torch.Tensor, Tuple[torch.Tensor, torch.Tensor]]
 
 
-class Buffer(NotYet):
+class Buffer(PoolTensors, NotYet):
     """Expert-parallel communication among the ranks of a group: dispatch sends every token to the
     ranks that host its experts, combine brings the experts' outputs back and adds them.
 
@@ -86,21 +88,12 @@ class Buffer(NotYet):
         """
         del num_qps_per_rank, allow_nvlink_for_low_latency_mode, allow_mnnvl, use_fabric
         self.runtime: Optional[_cpp.Buffer] = None
-        if low_latency_mode:
-            raise EpUnsupported("low_latency_mode = True: low-latency kernels do not exist yet")
-        if enable_shrink:
-            raise EpUnsupported("enable_shrink = True: it needs low-latency kernels, not there yet")
-        if timeout is not None and timeout < 0:
-            raise EpInvalidArgument(f"timeout = {timeout}: it must be 0 (no limit) or more seconds")
+        refuse_low_latency(low_latency_mode, enable_shrink)
         self._place = choose_place(device)
         self.device: torch.device = self._place.device
-        options = _cpp.BufferOptions()
-        options.platform, options.device_index = self._place.platform, self._place.index
-        options.num_nvl_bytes = _whole("num_nvl_bytes", num_nvl_bytes)
-        options.num_rdma_bytes = _whole("num_rdma_bytes", num_rdma_bytes)
-        options.staging_bytes = _whole("staging_bytes", staging_bytes)
-        options.max_experts_per_rank = max_experts_per_rank
-        options.timeout_seconds = -1.0 if timeout is None else float(timeout)
+        options = buffer_options(
+            self._place, num_nvl_bytes, num_rdma_bytes, staging_bytes, max_experts_per_rank, timeout
+        )
         limit = 100.0 if timeout is None else float(timeout)
         joined = join(group, comm, bootstrap, self._place, limit)
 
@@ -176,25 +169,6 @@ class Buffer(NotYet):
         if not self._place.is_cuda:
             return torch.cpu.current_stream()
         return torch.cuda.ExternalStream(runtime.comm_stream(), device=self.device)
-
-    def empty_in_pool(
-        self, shape: Sequence[int], dtype: torch.dtype = torch.bfloat16
-    ) -> torch.Tensor:
-        """An uninitialised tensor that peers read in place: let the experts write their output
-        there, and combine needs no staging copy. Local, does not block.
-
-        It belongs to the current stream. When the pool is full the tensor is ordinary memory, and
-        combine stages its rows (in_pool() tells).
-        """
-        runtime = self._alive()
-        cpp_dtype = dtype_to_cpp(dtype, f"dtype = {dtype}")
-        extents = [int(extent) for extent in shape]
-        made = runtime.create_tensor(cpp_dtype, extents, self._place.compute_stream())
-        return to_torch(made, torch.bool if dtype == torch.bool else None)
-
-    def in_pool(self, tensor: torch.Tensor) -> bool:
-        """Whether peers can read this tensor in place."""
-        return self._alive().in_pool(to_cpp("tensor", tensor))
 
     def create_expert_map(self, rank_of_expert: Sequence[int]) -> _cpp.ExpertMap:
         """Which rank hosts each expert, when they are not dealt out in equal contiguous blocks. Pass
@@ -327,16 +301,15 @@ class Buffer(NotYet):
                 )
             request.handle = native_handle(handle)
         else:
-            routing = {
-                "is_token_in_rank": is_token_in_rank,
-                "num_tokens_per_rank": num_tokens_per_rank,
-                "num_tokens_per_expert": num_tokens_per_expert,
-                "topk_idx": topk_idx,
-                "topk_weights": topk_weights,
-            }
-            for name, tensor in routing.items():
-                if tensor is not None:
-                    setattr(request, name, inputs.add(name, tensor))
+            set_routing(
+                request,
+                inputs,
+                is_token_in_rank=is_token_in_rank,
+                num_tokens_per_rank=num_tokens_per_rank,
+                num_tokens_per_expert=num_tokens_per_expert,
+                topk_idx=topk_idx,
+                topk_weights=topk_weights,
+            )
             if expert_map is not None:
                 request.expert_map = expert_map
             request.expert_alignment = expert_alignment
@@ -420,22 +393,8 @@ class Buffer(NotYet):
     def _finish(self, native: _cpp.Event, async_finish: bool, inputs: Inputs) -> EventOverlap:
         """The event to return. Until the current stream has reached it somebody must hold the
         inputs; for a synchronous call the order of the stream sees to that."""
-        if not async_finish:
-            if not self._place.is_cuda:  # everything is done: say at once what went wrong
-                self._alive().check_health()
-            return EventOverlap()
-        waited, myself = self._in_flight.hold(native, inputs), weakref.ref(self)
-
-        def on_wait(stream: int) -> None:
-            waited(stream)
-            buffer = myself()
-            if buffer is not None and buffer.runtime is not None and not buffer._place.is_cuda:
-                buffer.runtime.check_health()
-
-        return EventOverlap(EventHandle._of(native, self._place, on_wait))
-
-
-def _whole(name: str, value: int) -> int:
-    if value != int(value) or value < 0:
-        raise EpInvalidArgument(f"{name} = {value}: it must be a whole number of bytes, 0 or more")
-    return int(value)
+        if async_finish:
+            return self._in_flight.overlap(native, inputs, weakref.ref(self))
+        if not self._place.is_cuda:  # everything is done: say at once what went wrong
+            self._alive().check_health()
+        return EventOverlap()

@@ -1,13 +1,14 @@
 """What all calls of a Buffer share: inputs, their place in the caller's stream, their lifetime."""
 
 import collections
-from typing import Any, Callable, Deque, List, Tuple
+import weakref
+from typing import Any, Callable, Deque, List, Optional, Tuple
 
 import torch
 
 from . import _cpp
 from .errors import EpInvalidArgument
-from .event import EventHandle
+from .event import EventHandle, EventOverlap
 from .place import Place, capturing
 from .tensors import to_cpp
 
@@ -30,6 +31,15 @@ def pair(x: Any) -> Tuple[Any, Any]:
     if len(x) != 2:
         raise EpInvalidArgument(f"a tuple of {len(x)} was passed: one tensor or a pair is allowed")
     return x[0], x[1]
+
+
+def set_routing(
+    request: _cpp.DispatchRequest, inputs: Inputs, **tensors: Optional[torch.Tensor]
+) -> None:
+    """The routing arguments of a dispatch, as far as they are given."""
+    for name, tensor in tensors.items():
+        if tensor is not None:
+            setattr(request, name, inputs.add(name, tensor))
 
 
 def stream_order(
@@ -77,6 +87,21 @@ class InFlight:
                 held.clear()  # whoever gets the memory next comes after the communication
 
         return waited
+
+    def overlap(
+        self, event: _cpp.Event, inputs: Inputs, owner: "weakref.ref[Any]"
+    ) -> EventOverlap:
+        """What an asynchronous call returns. `owner`: the Buffer; on the CPU, where a wait means that
+        everything is done, it is asked then what went wrong."""
+        waited = self.hold(event, inputs)
+
+        def on_wait(stream: int) -> None:
+            waited(stream)
+            buffer = owner()
+            if buffer is not None and buffer.runtime is not None and not self._place.is_cuda:
+                buffer.runtime.check_health()
+
+        return EventOverlap(EventHandle._of(event, self._place, on_wait))
 
     def retire(self) -> None:
         """Lets go of what is done. Does not block."""

@@ -51,11 +51,12 @@ struct PeerBox {
 
 /// Words only this rank's own kernels touch.
 struct alignas(kLineBytes) LocalWords {
-  std::uint32_t epoch;  ///< of the last finished kernel
-  std::uint32_t blocksDone;
+  std::uint32_t epoch;         ///< of the last finished kernel
+  std::uint32_t blocksDone;    ///< and kGaveUp for every wait that failed
   std::uint32_t ticket;        ///< next chunk of work
   std::uint32_t scanned;       ///< notify: ranks counted
   std::int64_t invalidExpert;  ///< a topk index out of range, 0 = none (0 itself never is)
+  std::uint32_t broken;        ///< a kernel has given up: the next ones tell peers nothing
 };
 
 /// Head of a row of the counts table: what a source rank tells a receiver, followed by

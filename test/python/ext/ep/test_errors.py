@@ -290,7 +290,7 @@ def test_unequal_options(run_ranks):
 def _absent(me, call):
     """Rank 1 makes no call: the others are told who is missing, within the limit."""
     world, texts = World(TWO), []
-    buffer = ep.Buffer(me.group, 1 << 20, comm=me.comm, device=me.device, timeout=1.5)
+    buffer = ep.Buffer(me.group, 1 << 20, comm=me.comm, device=me.device, timeout=4)
     sent, routing = _dispatch_args(me, buffer, world)
     handle = buffer.dispatch(sent.x, **routing)[4]
     out = me.put(world.outputs[me.rank])
@@ -311,7 +311,7 @@ def _absent(me, call):
             _let_cuda_report(me, buffer)
         texts.append(str(caught.value))
         assert isinstance(caught.value, TimeoutError) and caught.value.code == "timeout"
-        assert 1.0 < time.monotonic() - start < 15
+        assert 3 < time.monotonic() - start < 60
         with pytest.raises(ep.EpTimeout, match="the Buffer is of no use since"):
             buffer.combine(out, handle)
     me.barrier()
@@ -326,7 +326,7 @@ def test_a_rank_that_does_not_call(run_ranks, call):
 
 
 def _dies(me):
-    buffer = ep.Buffer(me.group, 1 << 20, comm=me.comm, device=me.device, timeout=2)
+    buffer = ep.Buffer(me.group, 1 << 20, comm=me.comm, device=me.device, timeout=4)
     world = World(TWO)
     sent, routing = _dispatch_args(me, buffer, world)
     handle = buffer.dispatch(sent.x, **routing)[4]

@@ -194,17 +194,17 @@ template <class Shape>
 __device__ void combineKernel(const CombineArgs& a) {
   const CombineView<Shape> v{a.group.ranks, a.partBytes};
   CombineHead<Shape>& head = v.head();
-  const std::uint32_t epoch = currentEpoch(a.group);
+  const Turn turn = currentTurn(a.group);
   const int thread = static_cast<int>(threadIndex()), threads = static_cast<int>(blockSize());
   if (thread == 0) initRings<Shape>(head);
   for (int d = thread; d < a.group.ranks - 1; d += threads) {
     v.ranges()[d] = rowsOfWave(a, stagedRank(a.group, d));
   }
   syncBlock();
-  if (blockIndex() == 0) {
-    for (int r = thread; r < a.group.ranks; r += threads) publishRows(a, r, v.ranges(), epoch);
+  if (blockIndex() == 0 && !turn.broken) {
+    for (int r = thread; r < a.group.ranks; r += threads) publishRows(a, r, v.ranges(), turn.epoch);
   }
-  for (int r = thread; r < a.group.ranks; r += threads) v.sources()[r] = awaitRows(a, r, epoch);
+  for (int r = thread; r < a.group.ranks; r += threads) v.sources()[r] = awaitRows(a, r, turn);
   syncBlock();
 
   constexpr int kConsumers = Shape::kPipes * kConsumerWarps;
@@ -214,13 +214,13 @@ __device__ void combineKernel(const CombineArgs& a) {
     RowReducer<Shape>{a, v.ring(pipe), thread - pipe * kConsumerWarps * 32}.run();
   } else if (warp < kConsumers + Shape::kPipes) {
     const int pipe = warp - kConsumers;
-    RowLoader<Shape>{a, v.sources(), v.ring(pipe), epoch}.run(pipe);
+    RowLoader<Shape>{a, v.sources(), v.ring(pipe), turn.epoch}.run(pipe);
   } else if (warp == kConsumers + Shape::kPipes) {
     if (a.outWeights) sumWeights(a, v.sources());
   } else if constexpr (Shape::kMoveStages > 0) {
-    moveRows(a, v, warp - kConsumers - Shape::kPipes - 1, epoch);
+    if (!turn.broken) moveRows(a, v, warp - kConsumers - Shape::kPipes - 1, turn.epoch);
   }
-  leaveGroup(a.group, epoch, WaitWhat::combineDone, head.lastBlock);
+  leaveGroup(a.group, turn, WaitWhat::combineDone, head.lastBlock);
 }
 
 }  // namespace mscclpp::ep::MSCCLPP_PLATFORM_NS

@@ -34,12 +34,13 @@ __device__ inline void publishRows(const CombineArgs& a, int peer, const RowRang
   publishEntry(a.group, peer, packet, epoch);
 }
 
-__device__ inline RowSource awaitRows(const CombineArgs& a, int peer, std::uint32_t epoch) {
+__device__ inline RowSource awaitRows(const CombineArgs& a, int peer, Turn turn) {
   const GroupArgs& g = a.group;
   const std::int64_t start = a.sendStart[peer];
+  if (turn.broken) return {};
   if (peer == g.rank) return {a.y, a.weights, start, 0, 0, nullptr};
   EntryPacket packet{};
-  if (!awaitEntry(g, peer, epoch, WaitWhat::combineEntry, a.signature, packet)) return {};
+  if (!awaitEntry(g, peer, turn.epoch, WaitWhat::combineEntry, a.signature, packet)) return {};
   return {g.heaps[peer] + packet.base,
           reinterpret_cast<const float*>(g.heaps[peer] + packet.weights),
           start,
@@ -78,13 +79,19 @@ struct RowLoader {
   unsigned phase = 1;
   std::int64_t delivered = -1;  ///< last chunk of rank laneId() that was seen complete
   bool waited = false;
+  unsigned lost = 0;  ///< bit i: rank laneId() + 32 i gave no chunk in time: its rows are left out
 
   __device__ void awaitChunk(const RowSource& source, int r, std::int64_t row) {
     const std::int64_t chunk = (row - source.rowBegin) / kChunkRows;
     if (r < 32 && chunk <= delivered) return;
-    waitReached(a.group.wait, source.chunks + chunk, epoch, waitPoint(WaitWhat::combineChunk, r));
     waited = true;
-    if (r < 32) delivered = chunk;
+    if (waitReached(a.group.wait, source.chunks + chunk, epoch,
+                    waitPoint(WaitWhat::combineChunk, r))) {
+      if (r < 32) delivered = chunk;
+    } else {
+      lost |= 1u << (r / 32);
+      giveUp(a.group);
+    }
   }
   __device__ std::int32_t positionAt(std::int64_t token, int base) const {
     const int r = base + static_cast<int>(laneId());
@@ -95,9 +102,10 @@ struct RowLoader {
     const int r = base + static_cast<int>(laneId());
     if (position < 0) return nullptr;
     const RowSource source = base == 0 ? own : sources[r];
-    if (source.rows == nullptr) return nullptr;
+    if (source.rows == nullptr || (lost >> (r / 32) & 1u) != 0) return nullptr;
     const std::int64_t row = source.start + position;
     if (source.chunks) awaitChunk(source, r, row);
+    if ((lost >> (r / 32) & 1u) != 0) return nullptr;
     return source.rows + static_cast<std::size_t>(row - source.rowBegin) * a.rowBytes;
   }
   /// Lane 0 takes the next stage, describes it, and fills it from `from` (null: no data).

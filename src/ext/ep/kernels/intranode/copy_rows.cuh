@@ -67,7 +67,7 @@ __device__ inline void copyRowsKernel(const CopyRowsArgs& a) {
   auto& head = sharedStorage<CopyRowsHead>();
   char* stages =
       sharedBytes(alignUp(sizeof(CopyRowsHead), 128), kCopyStages * std::size_t{a.rowBytes});
-  const std::uint32_t epoch = currentEpoch(a.group);
+  const Turn turn = currentTurn(a.group);
   if (threadIndex() == 0) {
     for (int s = 0; s < kCopyStages; ++s) initMbarrier(&head.full[s], 1);
     fenceMbarrierInit();
@@ -94,7 +94,7 @@ __device__ inline void copyRowsKernel(const CopyRowsArgs& a) {
     }
   }
   if (laneId() == 0) ring.drain();
-  leaveGroup(a.group, epoch, WaitWhat::dispatchDone, head.lastBlock);
+  leaveGroup(a.group, turn, WaitWhat::dispatchDone, head.lastBlock);
 }
 
 }  // namespace mscclpp::ep::MSCCLPP_PLATFORM_NS

@@ -125,14 +125,9 @@ __device__ void initPipes(DispatchHead<Shape>& head) {
   fenceMbarrierInit();
 }
 
-/// Worst-case outputs: rows that nobody sends say "no expert". More rows than fit is an error.
+/// Worst-case outputs: rows that nobody sends say "no expert".
 __device__ inline void fillTail(const DispatchArgs& a) {
-  const std::int64_t rows = a.rankOffset[a.group.ranks];
-  if (rows > a.rowLimit && blockIndex() == 0 && threadIndex() == 0) {
-    reportFailure(a.group.wait, waitPoint(WaitWhat::overflow, a.group.rank),
-                  static_cast<std::uint64_t>(a.rowLimit), static_cast<std::uint64_t>(rows));
-  }
-  const std::int64_t used = rows - a.window.rowBegin;
+  const std::int64_t used = a.rankOffset[a.group.ranks] - a.window.rowBegin;
   auto* idx = reinterpret_cast<std::int64_t*>(a.group.heaps[a.group.rank] + a.window.heapOffset +
                                               recvLayout(a, a.window.rows).topkIdx());
   const std::int64_t stride = static_cast<std::int64_t>(gridSize()) * blockSize();
@@ -142,16 +137,25 @@ __device__ inline void fillTail(const DispatchArgs& a) {
   }
 }
 
+/// More rows than fit is an error of this rank alone. It is told when all peers are done: a failure
+/// that is on record ends the waits for them.
+__device__ inline void checkRowLimit(const DispatchArgs& a) {
+  const std::int64_t rows = a.rankOffset[a.group.ranks];
+  if (rows <= a.rowLimit) return;
+  reportFailure(a.group.wait, waitPoint(WaitWhat::overflow, a.group.rank),
+                static_cast<std::uint64_t>(a.rowLimit), static_cast<std::uint64_t>(rows));
+}
+
 template <class Shape>
 __device__ void dispatchKernel(const DispatchArgs& a) {
   const DispatchView<Shape> v{a.group.ranks, a.partBytes};
-  const std::uint32_t epoch = currentEpoch(a.group);
+  const Turn turn = currentTurn(a.group);
   const int thread = static_cast<int>(threadIndex()), threads = static_cast<int>(blockSize());
-  if (blockIndex() == 0) {
-    for (int r = thread; r < a.group.ranks; r += threads) publishWindow(a, r, epoch);
+  if (blockIndex() == 0 && !turn.broken) {
+    for (int r = thread; r < a.group.ranks; r += threads) publishWindow(a, r, turn.epoch);
   }
   if (thread == 0) initPipes<Shape>(v.head());
-  for (int r = thread; r < a.group.ranks; r += threads) v.targets()[r] = awaitTarget(a, r, epoch);
+  for (int r = thread; r < a.group.ranks; r += threads) v.targets()[r] = awaitTarget(a, r, turn);
   syncBlock();
 
   const int warp = static_cast<int>(warpId());
@@ -167,7 +171,8 @@ __device__ void dispatchKernel(const DispatchArgs& a) {
     }
   }
   if (a.rowLimit > 0) fillTail(a);
-  leaveGroup(a.group, epoch, WaitWhat::dispatchDone, v.head().lastBlock);
+  leaveGroup(a.group, turn, WaitWhat::dispatchDone, v.head().lastBlock);
+  if (a.rowLimit > 0 && thread == 0 && v.head().lastBlock != 0) checkRowLimit(a);
 }
 
 }  // namespace mscclpp::ep::MSCCLPP_PLATFORM_NS

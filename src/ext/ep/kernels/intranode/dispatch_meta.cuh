@@ -41,9 +41,12 @@ __device__ __forceinline__ void publishWindow(const DispatchArgs& a, int peer,
   publishEntry(a.group, peer, packet, epoch);
 }
 
-__device__ inline RecvTarget awaitTarget(const DispatchArgs& a, int peer, std::uint32_t epoch) {
+__device__ inline RecvTarget awaitTarget(const DispatchArgs& a, int peer, Turn turn) {
   EntryPacket packet{};
-  if (!awaitEntry(a.group, peer, epoch, WaitWhat::dispatchEntry, a.signature, packet)) return {};
+  if (turn.broken) return {};
+  if (!awaitEntry(a.group, peer, turn.epoch, WaitWhat::dispatchEntry, a.signature, packet)) {
+    return {};
+  }
   char* base = a.group.heaps[peer] + packet.base;
   const RecvLayout layout = recvLayout(a, packet.rows);
   return {base + layout.x(),

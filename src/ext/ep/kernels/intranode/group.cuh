@@ -33,6 +33,25 @@ __device__ __forceinline__ std::uint32_t currentEpoch(const GroupArgs& g) {
   return loadLocalAcquire(&localWords(g).epoch) + 1;
 }
 
+/// A kernel's place in the sequence, and whether an earlier one has given up. A rank that gave up
+/// says nothing more, neither that its kernels start nor that they are done, and moves no data: its
+/// outputs are void, its memory will be used otherwise, and a peer that is only late must run into
+/// its own limit rather than take what it finds for an answer.
+struct Turn {
+  std::uint32_t epoch;
+  bool broken;
+};
+__device__ __forceinline__ Turn currentTurn(const GroupArgs& g) {
+  const std::uint32_t broken = loadRelaxed(&localWords(g).broken);
+  return {currentEpoch(g), broken != 0};
+}
+/// Added to LocalWords::blocksDone, beyond any number of blocks, so that the last block learns of
+/// it with the count.
+inline constexpr std::uint32_t kGaveUp = 1u << 16;
+__device__ __forceinline__ void giveUp(const GroupArgs& g) {
+  fetchAddLocalRelaxed(&localWords(g).blocksDone, kGaveUp);
+}
+
 __device__ __forceinline__ int rankOfExpert(const ExpertArgs& e, std::int64_t expert) {
   return e.rankOf ? e.rankOf[expert] : static_cast<int>(expert) / e.perRank;
 }
@@ -82,39 +101,46 @@ __device__ __forceinline__ void publishEntry(const GroupArgs& g, int peer,
 __device__ inline bool awaitEntry(const GroupArgs& g, int peer, std::uint32_t epoch, WaitWhat what,
                                   std::uint64_t signature, EntryPacket& packet) {
   const EntryPacket& box = peerBox(g, g.rank, peer).entry;
-  if (!waitReached(g.wait, &box.epoch, epoch, waitPoint(what, peer))) return false;
-  packet = box;
-  if (packet.signature == signature) return true;
-  reportFailure(g.wait, waitPoint(WaitWhat::shapeMismatch, peer), signature, packet.signature);
+  const bool came = waitReached(g.wait, &box.epoch, epoch, waitPoint(what, peer));
+  if (came) packet = box;
+  if (came && packet.signature == signature) return true;
+  if (came) {
+    reportFailure(g.wait, waitPoint(WaitWhat::shapeMismatch, peer), signature, packet.signature);
+  }
+  giveUp(g);
   return false;
 }
 
 /// End of a collective kernel, called by all threads of all blocks. The last block tells every peer
-/// that this rank is done and waits for them. Every thread that issued bulk stores has waited for
-/// them; syncBlock orders the block's writes before thread 0's acq_rel add, whose chain the last
-/// block's release at system scope passes on to the peers.
-__device__ inline void leaveGroup(const GroupArgs& g, std::uint32_t epoch, WaitWhat what,
+/// that this rank is done and waits for them, unless some wait has failed. Every thread that issued
+/// bulk stores has waited for them; syncBlock orders the block's writes before thread 0's acq_rel
+/// add, whose chain the last block's release at system scope passes on to the peers.
+__device__ inline void leaveGroup(const GroupArgs& g, Turn turn, WaitWhat what,
                                   std::uint32_t& lastBlock) {
   LocalWords& local = localWords(g);
   syncBlock();
   if (threadIndex() == 0) {
-    lastBlock = fetchAddLocalAcqRel(&local.blocksDone, 1u) == gridSize() - 1 ? 1u : 0u;
+    const std::uint32_t before = fetchAddLocalAcqRel(&local.blocksDone, 1u);
+    lastBlock = before % kGaveUp == gridSize() - 1 ? 1 + before / kGaveUp : 0;
   }
   syncBlock();
   if (lastBlock == 0 || warpId() != 0) return;
-  for (int peer = static_cast<int>(laneId()); peer < g.ranks; peer += 32) {
-    if (peer != g.rank) storeRelease(&peerBox(g, peer, g.rank).done.epoch, epoch);
+  bool good = lastBlock == 1 && !turn.broken;
+  for (int peer = static_cast<int>(laneId()); good && peer < g.ranks; peer += 32) {
+    if (peer != g.rank) storeRelease(&peerBox(g, peer, g.rank).done.epoch, turn.epoch);
   }
-  for (int peer = static_cast<int>(laneId()); peer < g.ranks; peer += 32) {
-    if (peer != g.rank) {
-      waitReached(g.wait, &peerBox(g, g.rank, peer).done.epoch, epoch, waitPoint(what, peer));
-    }
+  for (int peer = static_cast<int>(laneId()); good && peer < g.ranks; peer += 32) {
+    if (peer == g.rank) continue;
+    good = waitReached(g.wait, &peerBox(g, g.rank, peer).done.epoch, turn.epoch,
+                       waitPoint(what, peer));
   }
+  good = all(good);
   syncWarp();
   if (laneId() == 0) {
     local.blocksDone = 0;
     local.ticket = 0;
-    storeLocalRelease(&local.epoch, epoch);
+    if (!good) local.broken = 1;
+    storeLocalRelease(&local.epoch, turn.epoch);
   }
 }
 

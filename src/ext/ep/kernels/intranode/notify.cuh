@@ -123,7 +123,8 @@ __device__ inline void deriveOffsets(const NotifyArgs& a, std::uint32_t epoch, b
 }
 
 /// What all ranks must agree on, and what they must know of each other to plan their launches.
-__device__ inline void deriveLimits(const NotifyArgs& a, std::uint32_t epoch, bool usable) {
+/// False: the call is refused, and it is the kernel that has to say so.
+__device__ inline bool deriveLimits(const NotifyArgs& a, std::uint32_t epoch, bool usable) {
   const GroupArgs& g = a.group;
   NotifyResult& out = *a.result;
   out.badRank = -1;
@@ -145,7 +146,8 @@ __device__ inline void deriveLimits(const NotifyArgs& a, std::uint32_t epoch, bo
       out.badSeen = static_cast<std::uint64_t>(header.invalidExpert);
     }
   }
-  if (out.badRank >= 0 && !a.hostWaits) {
+  const bool refused = out.badRank >= 0 && !a.hostWaits;
+  if (refused) {
     reportFailure(g.wait, WaitPoint{out.badWhat, out.badRank}, out.badExpected, out.badSeen);
   }
   for (int r = 0; r < g.ranks && usable; ++r) {
@@ -153,6 +155,7 @@ __device__ inline void deriveLimits(const NotifyArgs& a, std::uint32_t epoch, bo
     for (int s = 0; s < g.ranks; ++s) rows += countsRow(g, g.rank, epoch, s).perRank[r];
     if (rows > out.maxRecvRows) out.maxRecvRows = rows;
   }
+  return !refused;
 }
 
 __device__ inline void notifyKernel(const NotifyArgs& a) {
@@ -171,20 +174,24 @@ __device__ inline void notifyKernel(const NotifyArgs& a) {
   if (shared.lastBlock == 0) return;
   if (threadIndex() == 0) shared.peersMissing = 0;
 
-  const std::uint32_t epoch = currentEpoch(g);
-  publishCounts(a, epoch);
-  for (int s = static_cast<int>(threadIndex()); s < g.ranks; s += static_cast<int>(blockSize())) {
-    if (!waitReached(g.wait, &peerBox(g, g.rank, s).counts.epoch, epoch,
-                     waitPoint(WaitWhat::counts, s))) {
-      fetchAddLocalRelaxed(&shared.peersMissing, 1u);
+  const Turn turn = currentTurn(g);
+  const std::uint32_t epoch = turn.epoch;
+  if (!turn.broken) {
+    publishCounts(a, epoch);
+    for (int s = static_cast<int>(threadIndex()); s < g.ranks; s += static_cast<int>(blockSize())) {
+      if (!waitReached(g.wait, &peerBox(g, g.rank, s).counts.epoch, epoch,
+                       waitPoint(WaitWhat::counts, s))) {
+        fetchAddLocalRelaxed(&shared.peersMissing, 1u);
+      }
     }
   }
   syncBlock();
-  const bool usable = shared.peersMissing == 0;
+  const bool usable = shared.peersMissing == 0 && !turn.broken;
   deriveOffsets(a, epoch, usable);
-  if (threadIndex() == 0) deriveLimits(a, epoch, usable);
+  const bool good = threadIndex() != 0 || deriveLimits(a, epoch, usable);
   syncBlock();
   if (threadIndex() == 0) {
+    if (!usable || !good) local.broken = 1;
     local.scanned = 0;
     local.invalidExpert = 0;
     storeLocalRelease(&local.epoch, epoch);
