@@ -88,6 +88,11 @@ class TcpPeer {
   bool receive(void* data, size_t bytes) {
     return ::recv(socket_, data, bytes, MSG_WAITALL) == static_cast<ssize_t>(bytes);
   }
+  /// Whether there is something to receive now.
+  bool arrived() {
+    char byte = 0;
+    return ::recv(socket_, &byte, 1, MSG_PEEK | MSG_DONTWAIT) >= 0;
+  }
   bool turnedAway() {
     char byte = 0;
     return !receive(&byte, 1);

@@ -1,37 +1,52 @@
 // What is special about the transport tcp: finding each other, strangers, silence, bounded work.
+#include <fcntl.h>
+
 #include <chrono>
+#include <filesystem>
 #include <future>
 #include <memory>
+#include <set>
 
 #include <gtest/gtest.h>
 
 #include <mscclpp/connection.hpp>
+#include <mscclpp/device/cpu/runtime.hpp>
 #include <mscclpp/errors.hpp>
 
 #include "core/ranks.hpp"
 #include "core/tcp_peer.hpp"
+#include "core/transport/tcp/tcp_endpoint.hpp"
 
 namespace mscclpp::test {
 namespace {
 
 using namespace std::chrono_literals;
 using Clock = std::chrono::steady_clock;
+using transport::tcp::StagingUse;
 
 /// Two connections of this thread, 0 and 1.
 struct Pair {
-  explicit Pair(std::chrono::nanoseconds timeout = 60s, const std::string& interface = "lo")
-      : endpoints{makeTcpEndpoint(0, timeout, interface), makeTcpEndpoint(1, timeout, interface)},
-        connections{endpoints[0]->open(1), endpoints[1]->open(0)} {
+  explicit Pair(std::chrono::nanoseconds timeout = 60s, const std::string& interface = "lo",
+                StagingUse staging = StagingUse::deviceMemory) {
+    for (const int rank : {0, 1}) {
+      endpoints[rank] = std::make_shared<transport::tcp::TcpEndpoint>(
+          Device::open(Platform::cpu),
+          EndpointOptions{.rank = rank, .timeout = timeout, .interface = interface}, staging);
+      connections[rank] = endpoints[rank]->open(1 - rank);
+    }
     auto other = std::async(std::launch::async,
                             [this] { connections[1]->connect(connections[0]->address()); });
     connections[0]->connect(connections[1]->address());
     other.get();
   }
+  void progress() {
+    for (const auto& connection : connections) connection->progress();
+  }
   template <class F>
   void progressUntil(F&& condition) {
     const auto limit = Clock::now() + 30s;
     while (!condition() && Clock::now() < limit) {
-      for (const auto& connection : connections) connection->progress();
+      progress();
     }
     EXPECT_TRUE(condition());
   }
@@ -132,6 +147,25 @@ TEST(TcpConnect, TwiceIsRefused) {
               [&] { pair.connections[0]->connect(pair.connections[1]->address()); });
 }
 
+TEST(TcpConnect, SocketsDoNotLeakIntoChildren) {
+  const auto sockets = [] {
+    std::set<int> found;
+    for (const auto& entry : std::filesystem::directory_iterator("/proc/self/fd")) {
+      std::error_code gone;
+      const auto target = std::filesystem::read_symlink(entry.path(), gone).string();
+      const int fd = std::stoi(entry.path().filename().string());
+      if (target.starts_with("socket:") && (::fcntl(fd, F_GETFD) & FD_CLOEXEC) == 0) {
+        found.insert(fd);
+      }
+    }
+    return found;
+  };
+  const auto before = sockets();
+  const Pair pair;
+  const auto listening = makeTcpEndpoint(0)->open(1);
+  EXPECT_EQ(sockets(), before);
+}
+
 // --- strangers -----------------------------------------------------------------------------------
 
 TEST(TcpStrangers, AreTurnedAwayAndThePeerStillGetsIn) {
@@ -215,12 +249,46 @@ TEST(TcpSilence, IdleSidesKeepEachOtherAlive) {
 TEST(TcpSilence, WhoDidNotLookDoesNotBlameTheOther) {
   constexpr auto kTimeout = 200ms;
   Pair pair(kTimeout);
-  for (const auto& connection : pair.connections) connection->progress();
+  pair.progress();
   const auto end = Clock::now() + 2 * kTimeout;
   while (Clock::now() < end) {  // busy with something else
   }
-  for (const auto& connection : pair.connections) connection->progress();
+  pair.progress();
   for (const auto& connection : pair.connections) EXPECT_EQ(connection->failure(), "");
+}
+
+// --- staging -------------------------------------------------------------------------------------
+
+TEST(TcpStaging, NothingOvertakesACopy) {
+  constexpr size_t kBytes = 1000;
+  constexpr int kEnough = 1000;
+  device::cpu::Manual copies;  // they are made in runAll() only
+  Pair pair(60s, "lo", StagingUse::always);
+  const auto source = makeMemory(*pair.endpoints[0], kBytes);
+  const auto target = makeMemory(*pair.endpoints[1], kBytes);
+  const auto words = makeMemory(*pair.endpoints[1], 8);
+  Connection& connection = *pair.connections[0];
+  const auto theirs = connection.importMemory(target->describe());
+  const auto theirWords = connection.importMemory(words->describe());
+  std::memset(source->memory().data(), 'x', kBytes);
+  const auto* const counter = reinterpret_cast<const int64_t*>(words->memory().data());
+  const auto byte = [&] { return *target->memory().data(); };
+
+  connection.write({source.get(), theirs.get(), 0, 0, kBytes});
+  connection.atomicAdd({theirWords.get(), 0, 1});
+  for (int i = 0; i < kEnough; ++i) pair.progress();
+  EXPECT_EQ(*counter, 0);  // the source has not been copied
+  ASSERT_TRUE(copies.runAll()) << copies.lastFailure();
+  for (int i = 0; i < kEnough; ++i) pair.progress();
+  EXPECT_EQ(byte(), 0);
+  EXPECT_EQ(*counter, 0);  // the data waits before the target
+  EXPECT_EQ(connection.completed(), 0U);
+  pair.progressUntil([&] {
+    EXPECT_TRUE(copies.runAll()) << copies.lastFailure();
+    return connection.completed() == 2;
+  });
+  EXPECT_EQ(byte(), 'x');
+  EXPECT_EQ(*counter, 1);
 }
 
 // --- bounded work --------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 // A tcp connection whose peer speaks the wire format by hand: bad frames, bad ends, silence.
 #include <chrono>
+#include <cstddef>
 #include <memory>
 
 #include <gtest/gtest.h>
@@ -124,10 +125,37 @@ TEST_F(TcpWire, FramesMayComeByteByByte) {
   // Both are acknowledged, with one ack or two.
   FrameHeader ack{};
   do {
-    connection_->progress();
+    while (!peer_->arrived()) connection_->progress();
     ASSERT_TRUE(peer_->receive(&ack, sizeof(ack)));
   } while (ack.type != FrameType::ack || ack.value < 2);
   EXPECT_EQ(ack.value, 2U);
+}
+
+TEST_F(TcpWire, AnOperationIsCompleteOnlyWithItsLastByte) {
+  start();
+  constexpr size_t kHalf = 50;
+  struct {
+    FrameHeader first{.type = FrameType::write, .last = 1, .memory = 0, .offset = 0, .value = 8};
+    char text[8] = {'c', 'o', 'm', 'p', 'l', 'e', 't', 'e'};
+    FrameHeader second{
+        .type = FrameType::write, .last = 1, .memory = 0, .offset = 100, .value = 2 * kHalf};
+    char half[kHalf] = {};
+  } frames;
+  frames.first.memory = frames.second.memory = id();
+  peer_->send(&frames, offsetof(decltype(frames), half) + kHalf);
+  const auto nextAck = [&] {
+    FrameHeader frame{};
+    while (frame.type != FrameType::ack) {
+      while (!peer_->arrived() && !connection_->failed()) connection_->progress();
+      check(peer_->receive(&frame, sizeof(frame)), ErrorCode::internal, "no ack has come");
+    }
+    return frame.value;
+  };
+  const auto limit = Clock::now() + 30s;
+  while (memory_->memory().data()[7] != 'e' && Clock::now() < limit) connection_->progress();
+  EXPECT_EQ(nextAck(), 1U);
+  peer_->send(frames.half, kHalf);
+  EXPECT_EQ(nextAck(), 2U);
 }
 
 TEST_F(TcpWire, TheEndOfTheStreamIsADeathUnlessThereWasAGoodbye) {

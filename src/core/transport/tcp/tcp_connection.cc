@@ -1,5 +1,6 @@
 #include "core/transport/tcp/tcp_connection.hpp"
 
+#include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <sys/socket.h>
@@ -95,6 +96,8 @@ void TcpConnection::connect(std::span<const std::byte> theirs) {
                             .ownSecret = own_.secret,
                             .theirs = detail::Rendezvous::decode(address.listener),
                             .limit = endpoint_->options().timeout};
+  sender_ = std::make_unique<Sender>(endpoint_->makeStaging());
+  receiver_ = std::make_unique<Receiver>(endpoint_->memories(), endpoint_->makeStaging());
   const int listener = std::exchange(listener_, -1);
   if (own < peer()) {
     ::close(listener);
@@ -108,12 +111,12 @@ void TcpConnection::connect(std::span<const std::byte> theirs) {
   }
   theirEndpoint_ = address.endpoint;
   prepareSocket();
-  sender_ = std::make_unique<Sender>(endpoint_->makeStaging());
-  receiver_ = std::make_unique<Receiver>(endpoint_->memories(), endpoint_->makeStaging());
 }
 
 void TcpConnection::prepareSocket() {
   socket_->non_blocking(true);
+  // A child that this process starts must not keep the socket open when the process dies.
+  ::fcntl(socket_->native_handle(), F_SETFD, FD_CLOEXEC);
   const auto set = [&](int name, unsigned value) {
     ::setsockopt(socket_->native_handle(), IPPROTO_TCP, name, &value, sizeof(value));
   };
@@ -130,9 +133,9 @@ void TcpConnection::prepareSocket() {
 }
 
 std::shared_ptr<RemoteMemory> TcpConnection::importMemory(std::span<const std::byte> description) {
-  check(sender_ != nullptr, ErrorCode::invalidState,
+  check(theirEndpoint_.has_value(), ErrorCode::invalidState,
         "tcp: connect() to rank {} before importing its memories", peer());
-  return PeerMemory::read(description, peer(), theirEndpoint_);
+  return PeerMemory::read(description, peer(), *theirEndpoint_);
 }
 
 bool TcpConnection::canPost() const {

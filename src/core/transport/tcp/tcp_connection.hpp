@@ -51,7 +51,7 @@ class TcpConnection final : public Connection {
   std::shared_ptr<TcpEndpoint> endpoint_;
   detail::Rendezvous own_;
   int listener_ = -1;
-  uint64_t theirEndpoint_ = 0;
+  std::optional<uint64_t> theirEndpoint_;
   asio::io_context io_;  ///< used by connect() only; the socket needs it to exist
   std::optional<detail::Socket> socket_;
   std::unique_ptr<Sender> sender_;
