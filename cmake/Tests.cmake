@@ -20,12 +20,14 @@ elseif(MSCCLPP_SANITIZER STREQUAL "thread")
   set(MSCCLPP_TEST_ENVIRONMENT "TSAN_OPTIONS=path_list_prepend:atexit_sleep_ms=0")
 endif()
 
+add_custom_target(mscclpp_gpu_tests)
+
 # mscclpp_add_test(NAME <name> SOURCES ... [LIBS ...] LABELS ... [TIMEOUT <seconds>]
 #                  [PROCESSORS <n>] [ARGS ...])
 # SOURCES of *.cu are compiled by nvcc; a test that has one exists only when the CUDA half is built.
 # LABELS: cpu (no GPU needed), mp (starts processes), gpu (needs a GPU), chaos (reads
 # MSCCLPP_TEST_SEEDS; run again by `make test-chaos`), slow (left out under TSan).
-# A binary without a test fails the build.
+# A binary without a test fails the build. Target mscclpp_gpu_tests: all that are labelled gpu.
 function(mscclpp_add_test)
   cmake_parse_arguments(arg "" "NAME;TIMEOUT;PROCESSORS" "SOURCES;LIBS;LABELS;ARGS" ${ARGN})
   if(arg_UNPARSED_ARGUMENTS)
@@ -53,6 +55,9 @@ function(mscclpp_add_test)
   target_link_libraries(${arg_NAME} PRIVATE ${arg_LIBS} GTest::gmock GTest::gtest_main)
   target_include_directories(${arg_NAME} PRIVATE "${PROJECT_SOURCE_DIR}/test")
   mscclpp_configure_target(${arg_NAME})
+  if("gpu" IN_LIST arg_LABELS)
+    add_dependencies(mscclpp_gpu_tests ${arg_NAME})
+  endif()
   add_custom_command(
     TARGET ${arg_NAME}
     POST_BUILD

@@ -66,6 +66,7 @@ void BenchRank::makeHandle() {
   for (int t = 0; t < options_.tokens; ++t) {
     for (const int r : routing_.targets(context_.rank, t)) ++counts[static_cast<std::size_t>(r)];
   }
+  if (options_.plantError) counts[0] ^= 1;
   expectedCounts_ = device_.upload(DType::i32, {options_.ranks}, counts.data());
   layout_ = buffer_->getDispatchLayout({topkIdx_, options_.experts, {}, order_});
   DispatchRequest request;

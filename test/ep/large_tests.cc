@@ -106,7 +106,7 @@ TEST(EpLarge, MoreThan2To31Elements) {
   const std::size_t needed = std::size_t{6} << 30;
   if (availableBytes() < needed) GTEST_SKIP() << "needs 6 GB of free memory";
   static_assert(kTokens * kHidden > std::int64_t{1} << 31);
-  runRanks(2, testOptions(std::size_t{64} << 20), sendThereAndBack);
+  runRanks(2, testOptions(std::size_t{256} << 20), sendThereAndBack);
 }
 
 }  // namespace

@@ -19,33 +19,33 @@ constexpr ModelShape kModelShapes[] = {
 
 class EpMatrix : public ::testing::TestWithParam<std::tuple<ModelShape, int>> {
  protected:
-  const ModelShape shape = std::get<0>(GetParam());
-  const int ranks = std::get<1>(GetParam());
+  const ModelShape shape_ = std::get<0>(GetParam());
+  const int ranks_ = std::get<1>(GetParam());
 
   World world(std::vector<int> tokens, Pattern pattern) const {
-    return World({.ranks = ranks,
+    return World({.ranks = ranks_,
                   .tokens = std::move(tokens),
-                  .topk = shape.topk,
-                  .experts = shape.experts,
+                  .topk = shape_.topk,
+                  .experts = shape_.experts,
                   .pattern = pattern});
   }
   /// Dispatch in all formats and combine in both ways, enqueued together and checked at the end.
   void run(const World& world) const {
-    const std::size_t rowBytes = static_cast<std::size_t>(shape.hidden) * 2 + 512;
-    const auto rows = static_cast<std::size_t>(world.maxRows() + 8 * ranks);
+    const std::size_t rowBytes = static_cast<std::size_t>(shape_.hidden) * 2 + 512;
+    const auto rows = static_cast<std::size_t>(world.maxRows() + 8 * ranks_);
     const BufferOptions options = testOptions(rows * rowBytes * 6 + (1 << 20));
-    runRanks(ranks, options, [&](RankContext& rank) {
-      const DispatchCase bf16{.id = 1, .hidden = shape.hidden, .numSms = 3, .alignment = 4};
+    runRanks(ranks_, options, [&](RankContext& rank) {
+      const DispatchCase bf16{.id = 1, .hidden = shape_.hidden, .numSms = 3, .alignment = 4};
       const DispatchCase fp8{.id = 2,
-                             .hidden = shape.hidden,
+                             .hidden = shape_.hidden,
                              .dtype = DType::e4m3,
                              .scales = Scales::transposed,
                              .numSms = 2};
-      const CombineCase inPlace{.id = 3, .hidden = shape.hidden, .biases = 1, .numSms = 2};
+      const CombineCase inPlace{.id = 3, .hidden = shape_.hidden, .biases = 1, .numSms = 2};
       const CombineCase staged{.id = 4,
-                               .hidden = shape.hidden,
+                               .hidden = shape_.hidden,
                                .inPool = false,
-                               .weightColumns = shape.topk,
+                               .weightColumns = shape_.topk,
                                .numSms = 3};
       const DispatchResult first = dispatch(rank, world, bf16);
       const DispatchResult second = dispatch(rank, world, fp8);
