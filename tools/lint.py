@@ -72,7 +72,8 @@ RULES = (
         "syncBlock();",
     ),
     Rule(
-        r"\b(__threadfence|__nanosleep|__trap)|\batomic(Add|CAS|Exch|Or|Max)\b|\bcuda::(std::)?atomic",
+        r"\b(__threadfence|__nanosleep|__trap)|(?<!\.)(?<!::)(?<!bool )\batomic(Add|CAS|Exch|Or|Max)\b"
+        r"|\bcuda::(std::)?atomic",
         KERNELS,
         "atomics and waits come from mscclpp/device/",
         "atomicAdd(p, 1);",

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
-#include <map>
 #include <mutex>
 #include <set>
 #include <utility>
@@ -15,6 +14,7 @@
 #include "core/platform/backend.hpp"
 #include "core/platform/cuda_check.hpp"
 #include "core/platform/cuda_dma_buf.hpp"
+#include "core/platform/cuda_register.hpp"
 #include "core/platform/cuda_stream.hpp"
 
 namespace mscclpp::detail {
@@ -60,16 +60,6 @@ bool firstAccess(int from, int to) {
   return seen->pairs.emplace(from, to).second;
 }
 
-/// Ranks that are threads share mappings, and CUDA registers memory once, for all devices.
-struct HostRegistrations {
-  std::mutex mutex;
-  std::map<void*, int> users;
-};
-HostRegistrations& hostRegistrations() {
-  static HostRegistrations* const instance = new HostRegistrations;
-  return *instance;
-}
-
 class CudaDevice final : public Device {
  public:
   explicit CudaDevice(int index);
@@ -82,7 +72,9 @@ class CudaDevice final : public Device {
 
   std::shared_ptr<void> allocateExportable(size_t bytes) override;
   std::shared_ptr<void> allocatePinned(size_t bytes) override;
-  std::shared_ptr<void> registerHost(std::shared_ptr<void> memory, size_t bytes) override;
+  std::shared_ptr<void> registerHost(std::shared_ptr<void> memory, size_t bytes) override {
+    return cudaRegisterHost(shared_from_this(), std::move(memory), bytes);
+  }
   void* allocate(size_t bytes, Stream& stream) override;
   void release(void* memory, Stream& stream) noexcept override;
   void copy(void* destination, const void* source, size_t bytes, Stream& stream) override;
@@ -218,35 +210,6 @@ std::shared_ptr<void> CudaDevice::allocatePinned(size_t bytes) {
               const CurrentDevice owner(device->index());
               const RelaxedCapture relaxedFree;
               cudaLog(cudaFreeHost(pointer), "cudaFreeHost");
-            });
-          }};
-}
-
-std::shared_ptr<void> CudaDevice::registerHost(std::shared_ptr<void> memory, size_t bytes) {
-  void* const host = memory.get();
-  const std::lock_guard lock(hostRegistrations().mutex);
-  if (hostRegistrations().users[host]++ == 0) {
-    const CurrentDevice current(index());
-    const RelaxedCapture relaxed;
-    void* mapped = nullptr;
-    cudaError_t result =
-        cudaHostRegister(host, bytes, cudaHostRegisterPortable | cudaHostRegisterMapped);
-    if (result == cudaSuccess) result = cudaHostGetDevicePointer(&mapped, host, 0);
-    if (result != cudaSuccess || mapped != host) {
-      hostRegistrations().users.erase(host);
-      if (result != cudaSuccess) failAllocation(result, "cudaHostRegister", bytes);
-      fail(ErrorCode::unsupported,
-           "cuda device {} sees registered host memory at another address than the host", index());
-    }
-  }
-  return {host, [device = shared_from_this(), owner = std::move(memory)](void* pointer) {
-            const std::lock_guard unregistering(hostRegistrations().mutex);
-            if (--hostRegistrations().users[pointer] != 0) return;
-            hostRegistrations().users.erase(pointer);
-            runNoThrow("unregistering host memory", [&] {
-              const CurrentDevice registrar(device->index());
-              const RelaxedCapture relaxedFree;
-              cudaLog(cudaHostUnregister(pointer), "cudaHostUnregister");
             });
           }};
 }
