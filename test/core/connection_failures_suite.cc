@@ -2,6 +2,7 @@
 #include <signal.h>
 
 #include <chrono>
+#include <future>
 
 #include "core/connection_suite.hpp"
 #include "core/processes.hpp"
@@ -135,14 +136,11 @@ TEST_P(ConnectionSuite, APeerMayLeaveWithAGoodbye) {
   Rank rank(instance(), 0, 2, id, {});
   rank.waitFor("the leaver's add", [&] { return rank.word(kArrived) == 1; });
   // It ends only after its flush, for which this side may have to take part.
-  std::atomic<bool> ended = false;
-  std::thread listener([&] {
+  auto ended = std::async(std::launch::async, [&] {
     EXPECT_EQ(leaver.hear(), "finished");
     EXPECT_EQ(leaver.wait(), 0);
-    ended.store(true, std::memory_order_release);
   });
-  rank.waitFor("the leaver's end", [&] { return ended.load(std::memory_order_acquire); });
-  listener.join();
+  rank.waitFor("the leaver's end", [&] { return isReady(ended); });
   for (int i = 0; i < 1000; ++i) rank.progress();
   EXPECT_EQ(rank.to(1).failure(), "");
   rank.to(1).close();

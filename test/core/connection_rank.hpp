@@ -4,6 +4,7 @@
 #include <atomic>
 #include <chrono>
 #include <functional>
+#include <future>
 #include <memory>
 #include <mutex>
 #include <span>
@@ -167,6 +168,10 @@ std::vector<unsigned char> payload(uint64_t key, size_t bytes);
 /// Throws with the first difference.
 void requireBytes(const std::string& what, std::span<const unsigned char> found,
                   std::span<const unsigned char> expected);
+
+inline bool isReady(const std::future<void>& future) {
+  return future.wait_for(std::chrono::seconds(0)) == std::future_status::ready;
+}
 
 inline constexpr std::chrono::seconds kPatience(60);
 

@@ -1,5 +1,6 @@
 // The part of the conformance suite about sizes, ranges and several connections at once.
 #include <algorithm>
+#include <future>
 
 #include "core/connection_suite.hpp"
 
@@ -250,14 +251,12 @@ TEST_P(ConnectionSuite, CompletedMeansThatTheDataIsThere) {
       const char done = 1;
       rank.bootstrap().send(&done, 1, 1, 0);
     } else {
-      std::atomic<bool> done = false;
-      std::thread listener([&] {
+      auto flushed = std::async(std::launch::async, [&] {
         char byte = 0;
         rank.bootstrap().recv(&byte, 1, 0, 0);
-        done.store(true, std::memory_order_release);
       });
-      rank.waitFor("rank 0's flush", [&] { return done.load(std::memory_order_acquire); });
-      listener.join();
+      rank.waitFor("rank 0's flush", [&] { return isReady(flushed); });
+      flushed.get();
       requireBytes("flushed", rank.data().get(0, kBytes), payload(9, kBytes));
     }
     rank.finish();
@@ -308,9 +307,10 @@ TEST_P(ConnectionSuite, GroupsOfOneProcessDoNotMeet) {
     rank.finish();
     EXPECT_EQ(rank.word(kArrived), 200 * value);
   };
-  std::thread second([&] { runAsThreads(2, [&](Rank& rank) { body(rank, 1000); }); });
+  auto second = std::async(std::launch::async,
+                           [&] { runAsThreads(2, [&](Rank& rank) { body(rank, 1000); }); });
   runAsThreads(2, [&](Rank& rank) { body(rank, 1); });
-  second.join();
+  second.get();
 }
 
 }  // namespace
