@@ -13,6 +13,7 @@ namespace mscclpp::test {
 namespace {
 
 using transport::verbs::Tuning;
+using transport::verbs::VerbsRemoteMemory;
 
 struct Mode {
   const char* name;
@@ -91,6 +92,21 @@ TEST_P(VerbsModes, AddsAreSignedAndWrap) {
   EXPECT_EQ(world[1].load(16), -5);
   EXPECT_EQ(world[1].load(24), int64_t{1} << 32);
   EXPECT_EQ(world[1].load(4088), std::numeric_limits<int64_t>::min());
+}
+
+/// Without so much memory: the peer's is described as if it began 5 GiB earlier.
+TEST_P(VerbsModes, OffsetsBeyond4GiB) {
+  constexpr uint64_t k5GiB = uint64_t{5} << 30;
+  VerbsWorld world = makeWorld(4096);
+  const auto& near = static_cast<const VerbsRemoteMemory&>(*world[0].remote);
+  world[0].remote = std::make_shared<VerbsRemoteMemory>(near.address() - k5GiB, near.key(),
+                                                        near.size() + k5GiB, false);
+  std::strcpy(world[0].data(), "far away");
+  world[0].write(0, k5GiB + 100, 9);
+  world[0].add(k5GiB + 2048, -7);
+  world.drain();
+  EXPECT_STREQ(world[1].data() + 100, "far away");
+  EXPECT_EQ(world[1].load(2048), -7);
 }
 
 TEST_P(VerbsModes, SignalsInBothDirectionsAtOnce) {
@@ -240,12 +256,12 @@ TEST_F(VerbsSetUp, UnequalPeersAreRefused) {
 
 TEST_F(VerbsSetUp, AddsByTheCpuWaitForItAndSayHowMany) {
   VerbsWorld world(4096, {.queueDepth = 200}, {.hardwareAtomics = false});
-  for (int i = 0; i < 150; ++i) world[0].add(0, 1);
+  for (size_t i = 0; i < 150; ++i) world[0].add(i * 8, static_cast<int64_t>(i) + 1);
   expectError<TimeoutError>(ErrorCode::timeout, {"150 of 150 operations", "rank 1 over verbs"},
-                            [&] { world[0].connection->flush(std::chrono::milliseconds(50)); });
+                            [&] { world[0].connection->flush(std::chrono::milliseconds(300)); });
   EXPECT_EQ(world[1].load(0), 0);
   world.drain();
-  EXPECT_EQ(world[1].load(0), 150);
+  for (size_t i = 0; i < 150; ++i) EXPECT_EQ(world[1].load(i * 8), static_cast<int64_t>(i) + 1);
 }
 
 }  // namespace

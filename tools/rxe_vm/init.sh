@@ -26,6 +26,7 @@ mount -t overlay -o lowerdir=/lower,upperdir=/layer/upper,workdir=/layer/work ov
 mount -t proc proc /new/proc
 mount -t sysfs sys /new/sys
 mount -t devtmpfs dev /new/dev
+ln -s /proc/self/fd /new/dev/fd
 mkdir -p /new/dev/shm
 mount -t tmpfs tmpfs /new/dev/shm
 mkdir -p /new/run/share

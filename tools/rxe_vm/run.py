@@ -51,7 +51,6 @@ PROGRAMS = {
 MODULES = ("virtio_pci", "9pnet_virtio", "9p", "overlay", "veth", "sch_netem", "crc32_generic")
 MODULES += ("rdma_rxe",)
 ESCAPES = re.compile(r"\x1b(\[[0-9;?]*[A-Za-z]|c)")  # the firmware clears the screen
-MEMORY_MIB = 1024
 SKIPPED, TIMED_OUT = 77, 124
 # Programs of administrators are not in everybody's PATH.
 PATH = os.environ.get("PATH", "") + ":/usr/local/sbin:/usr/sbin:/sbin"
@@ -195,13 +194,13 @@ def share_option(name, path, readonly):
     return ["-fsdev", options, "-device", f"virtio-9p-pci,fsdev={name},mount_tag={name}"]
 
 
-def qemu_command(ready, share):
+def qemu_command(ready, share, memory):
     kernel_line = "console=ttyS0 quiet loglevel=3 panic=-1 mitigations=off nokaslr rdinit=/init"
     return [
         shutil.which("qemu-system-x86_64", path=PATH),
         *("-nodefaults", "-no-user-config", "-nographic", "-no-reboot"),
         *("-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "max"),
-        *("-smp", "2", "-m", str(MEMORY_MIB), "-serial", "stdio"),
+        *("-smp", "2", "-m", str(memory), "-serial", "stdio"),
         *("-kernel", str(ready / "vmlinuz"), "-initrd", str(ready / "initrd.img")),
         *("-append", kernel_line),
         *share_option("hostroot", "/", True),
@@ -217,14 +216,14 @@ def write_command(share, command):
     shutil.copy(HERE / "guest.sh", share)
 
 
-def boot(ready, command, limit):
+def boot(ready, command, limit, memory):
     with tempfile.TemporaryDirectory(dir=CACHE, prefix="run-") as folder:
         share = pathlib.Path(folder)
         write_command(share, command)
         say(f"booting (at most {limit} s): {shlex.join(command)}")
         start = time.monotonic()
         machine = subprocess.Popen(
-            qemu_command(ready, share),
+            qemu_command(ready, share, memory),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -256,6 +255,7 @@ def boot(ready, command, limit):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--time-limit", type=int, default=300, metavar="SECONDS")
+    parser.add_argument("--memory", type=int, default=1024, metavar="MIB", help="registered is pinned")
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND ...")
     options = parser.parse_args()
     if not options.command:
@@ -269,7 +269,7 @@ def main():
             say("with CI=true that is a failure")
             return 1
         return SKIPPED
-    return boot(ready, options.command, options.time_limit)
+    return boot(ready, options.command, options.time_limit, options.memory)
 
 
 if __name__ == "__main__":
