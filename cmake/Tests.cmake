@@ -26,7 +26,7 @@ add_custom_target(mscclpp_gpu_tests)
 #                  [PROCESSORS <n>] [ARGS ...])
 # SOURCES of *.cu are compiled by nvcc; a test that has one exists only when the CUDA half is built.
 # LABELS: cpu (no GPU needed), mp (starts processes), gpu (needs a GPU), chaos (reads
-# MSCCLPP_TEST_SEEDS; run again by `make test-chaos`), slow (left out under TSan).
+# MSCCLPP_TEST_SEEDS; run again by `make test-chaos`), slow (left out under sanitizers).
 # A binary without a test fails the build. Target mscclpp_gpu_tests: all that are labelled gpu.
 function(mscclpp_add_test)
   cmake_parse_arguments(arg "" "NAME;TIMEOUT;PROCESSORS" "SOURCES;LIBS;LABELS;ARGS" ${ARGN})

@@ -122,7 +122,7 @@ def stage_cpu(stage):
 
 def stage_asan(stage):
     folder = stage.build("cpu-asan")
-    return stage.ctest(folder)
+    return stage.ctest(folder, without="gpu|slow")
 
 
 def stage_tsan(stage):
