@@ -6,7 +6,10 @@ import re
 import lint
 
 ROOT = lint.ROOT
-SOURCES = re.compile(r"^src/ext/ep/kernels/.*\.(cuh|cu)$|^include/mscclpp/[a-z_]+_device\.hpp$")
+SOURCES = re.compile(
+    r"^src/ext/ep/kernels/.*\.(cuh|cu)$|^include/mscclpp/[a-z_]+_device\.hpp$"
+    r"|^src/core/proxy/(fifo|proxy_thread)\.cc$|^src/core/transport/shm/"
+)
 SWITCH = "include/mscclpp/mutation_switch.hpp"
 
 SWITCH_SOURCE = """#pragma once
@@ -81,11 +84,15 @@ DROPPED = {
 WEAKENED = {
     "storeRelease": "storeRelaxed",
     "storeLocalRelease": "storeRelaxed",
+    "storeReleasePair": "storeRelaxedPair",
     "loadAcquire": "loadRelaxed",
     "loadLocalAcquire": "loadRelaxed",
     "fetchAddAcqRel": "fetchAddRelaxed",
     "fetchAddLocalAcqRel": "fetchAddLocalRelaxed",
 }
+# Of the host's side: their memory order becomes relaxed.
+HOST_ATOMICS = ("__atomic_load_n", "__atomic_store_n", "__atomic_fetch_add")
+STRONG_ORDER = re.compile(r"__ATOMIC_(ACQUIRE|RELEASE|ACQ_REL)")
 # (call, argument, what, new argument)
 CHANGED = (
     ("waitParity", 2, "other parity", "({}) ^ 1u"),
@@ -100,10 +107,17 @@ OTHERS = (
     (r"\bphase \^= 1u(?=;)", "parity never turns", ""),
     (r"(?<=return )loadLocalAcquire\(&localWords\(g\)\.epoch\) \+ 1", "epoch stands still",
      "loadLocalAcquire(&localWords(g).epoch)"),
+    (r"\bqueue\.fifo\.publish\(\)(?=;)", "tail not published", ""),
+    (r"\bconnection\.submit\(\)(?=;)", "gathered operations stay", ""),
+    (r"!connection\.canPost\(\)", "full connection posted to", "false"),
+    (r"\bserved\.flushes\.front\(\)\.ticket <= connection\.completed\(\)",
+     "flush before completion", "true"),
+    (r"\bqueue\.fifo\.position\(\) \+ 1", "flush of the trigger before", "queue.fifo.position()"),
 )
 CALLS = "|".join(
     sorted(
-        {*DROPPED, *WEAKENED, *(c[0] for c in CHANGED), "fetchAddRelaxed", "fetchAddLocalRelaxed"}
+        {*DROPPED, *WEAKENED, *HOST_ATOMICS, *(c[0] for c in CHANGED)}
+        | {"fetchAddRelaxed", "fetchAddLocalRelaxed"}
     )
 )
 
@@ -144,6 +158,9 @@ def mutants_of_call(path, source, code, call, before):
     if name in WEAKENED:
         weak = prefix + WEAKENED[name] + template + source[call.end() - 1 : end]
         yield mutant(f"{name} -> {WEAKENED[name]}", weak)
+    if name in HOST_ATOMICS and STRONG_ORDER.search(source[call.start() : end]):
+        weak = STRONG_ORDER.sub("__ATOMIC_RELAXED", source[call.start() : end])
+        yield mutant(f"{name} relaxed", weak)
     for changed, index, what, new in CHANGED:
         if changed == name and index < len(arguments):
             begin, stop = arguments[index]

@@ -43,7 +43,13 @@ SURVIVORS = ROOT / "tools" / "mutation_survivors.txt"
 AIM = 0.90
 PRESETS = {"plain": "cpu-release", "tsan": "cpu-tsan"}
 # The test program that has to notice, by the mutant's file.
-TESTS = (("include/", "core_channel_tests"), ("src/ext/ep/", "ep_chaos_tests"))
+TESTS = (
+    ("include/mscclpp/fifo_", "core_port_tests"),
+    ("include/mscclpp/port_", "core_port_tests"),
+    ("src/core/", "core_port_tests"),
+    ("include/", "core_channel_tests"),
+    ("src/ext/ep/", "ep_chaos_tests"),
+)
 
 
 def run(command, timeout, env=None):

@@ -39,7 +39,10 @@ __device__ inline void sendMessage(PortChannelDevice& channel, const PortPingPon
       break;
     case Announce::putFlushSignal:
       done = channel.put(args.control, args.inbox, args.outbox, args.bytes) &&
-             channel.flush(args.control) && channel.signal(args.control);
+             channel.flush(args.control);
+      // After the flush the source may be overwritten.
+      for (uint64_t i = 0; i < args.bytes; ++i) args.local[args.outbox + i] = 0x33;
+      done = done && channel.signal(args.control);
       break;
   }
   portCheck(args.errors, done);
