@@ -25,23 +25,23 @@ void checkMemory(const char* what, size_t bytes) {
 
 class ProxyService::Impl {
  public:
-  Impl(std::shared_ptr<Device> device, const ProxyOptions& options)
-      : device_(std::move(device)), options_(options) {
+  Impl(std::shared_ptr<Device> ofDevice, const ProxyOptions& given)
+      : device(std::move(ofDevice)), options(given) {
     for (int i = 0; i < options.threads; ++i) {
-      threads_.push_back(std::make_unique<detail::ProxyThread>(
-          device_, options,
+      threads.push_back(std::make_unique<detail::ProxyThread>(
+          device, options,
           [this](int peer, const std::string& why) { reportFailure(peer, why); }));
     }
   }
 
   detail::ProxyThread& threadOf(int peer) {
-    return *threads_[static_cast<size_t>(peer) % threads_.size()];
+    return *threads[static_cast<size_t>(peer) % threads.size()];
   }
 
   void watch(FailureRecord& record) {
     const std::lock_guard lock(mutex_);
     records_.push_back(&record);
-    if (!failure_.empty()) raiseFailure(record, {kWaitProxyFailed, failedPeer_}, options_.rank);
+    if (!failure_.empty()) raiseFailure(record, {kWaitProxyFailed, failedPeer_}, options.rank);
   }
 
   std::pair<int, std::string> failure() const {
@@ -49,23 +49,23 @@ class ProxyService::Impl {
     return {failedPeer_, failure_};
   }
 
-  const std::shared_ptr<Device> device_;
-  const ProxyOptions options_;
-  std::vector<std::unique_ptr<detail::ProxyThread>> threads_;
-  bool running_ = false;
+  const std::shared_ptr<Device> device;
+  const ProxyOptions options;
+  std::vector<std::unique_ptr<detail::ProxyThread>> threads;
+  bool running = false;
 
  private:
   void reportFailure(int peer, const std::string& why) {
     const std::string text =
         peer < 0 ? why : fmt::format("the connection to rank {} is broken: {}", peer, why);
-    log::error("proxy of rank {}: {}", options_.rank, text);
+    log::error("proxy of rank {}: {}", options.rank, text);
     const std::lock_guard lock(mutex_);
     if (failure_.empty()) {
       failure_ = text;
       failedPeer_ = peer;
     }
     for (FailureRecord* record : records_) {
-      raiseFailure(*record, {kWaitProxyFailed, peer}, options_.rank);
+      raiseFailure(*record, {kWaitProxyFailed, peer}, options.rank);
     }
   }
 
@@ -83,7 +83,7 @@ ProxyService::ProxyService(std::shared_ptr<Device> device, const ProxyOptions& o
 }
 
 ProxyService::~ProxyService() {
-  for (const auto& thread : impl_->threads_) thread->end();
+  for (const auto& thread : impl_->threads) thread->end();
 }
 
 void ProxyService::addConnection(const std::shared_ptr<Connection>& connection) {
@@ -120,19 +120,19 @@ void ProxyService::watch(FailureRecord& record) {
 }
 
 void ProxyService::start() {
-  impl_->running_ = true;
-  for (const auto& thread : impl_->threads_) thread->start();
+  impl_->running = true;
+  for (const auto& thread : impl_->threads) thread->start();
 }
 
 void ProxyService::drain() {
-  check(impl_->running_, ErrorCode::invalidState,
+  check(impl_->running, ErrorCode::invalidState,
         "ProxyService::drain: the threads are not running: start() first");
-  const auto limit = impl_->options_.timeout;
+  const auto limit = impl_->options.timeout;
   std::optional<std::chrono::steady_clock::time_point> deadline;
   if (limit.count() != 0) deadline = std::chrono::steady_clock::now() + limit;
-  for (const auto& thread : impl_->threads_) thread->requestDrain();
+  for (const auto& thread : impl_->threads) thread->requestDrain();
   std::string left;
-  for (const auto& thread : impl_->threads_) {
+  for (const auto& thread : impl_->threads) {
     const std::string part = thread->awaitDrained(deadline);
     if (!part.empty()) left += (left.empty() ? "" : ", ") + part;
   }
@@ -142,10 +142,10 @@ void ProxyService::drain() {
 }
 
 void ProxyService::stop() {
-  if (!impl_->running_) return;
+  if (!impl_->running) return;
   drain();
-  for (const auto& thread : impl_->threads_) thread->end();
-  impl_->running_ = false;
+  for (const auto& thread : impl_->threads) thread->end();
+  impl_->running = false;
 }
 
 std::string ProxyService::failure() const {
@@ -159,13 +159,13 @@ void ProxyService::checkHealth() const {
 
 std::vector<ProxyStatistics> ProxyService::statistics() const {
   std::vector<ProxyStatistics> all;
-  all.reserve(impl_->threads_.size());
-  for (const auto& thread : impl_->threads_) all.push_back(thread->statistics());
+  all.reserve(impl_->threads.size());
+  for (const auto& thread : impl_->threads) all.push_back(thread->statistics());
   return all;
 }
 
 const std::shared_ptr<Device>& ProxyService::device() const noexcept {
-  return impl_->device_;
+  return impl_->device;
 }
 
 }  // namespace mscclpp
