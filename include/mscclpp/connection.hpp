@@ -140,8 +140,9 @@ class Connection {
 
   /// What the peer's connect() needs; the same number of bytes on all connections of an endpoint.
   virtual std::vector<std::byte> address() const = 0;
-  /// Connects to the peer whose address() this is. May block until the other side connects too, at most
-  /// for the endpoint's timeout; no rank may post before both have (connectAll() sees to that).
+  /// Connects to the peer whose address() this is. May block until the other side connects too, at
+  /// most for the endpoint's timeout; no rank may post before both have (connectAll() sees to
+  /// that).
   /// @throws TimeoutError, PeerError, SystemError.
   virtual void connect(std::span<const std::byte> theirs) = 0;
   /// A memory of the peer, from LocalMemory::describe() there.
