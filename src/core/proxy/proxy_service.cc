@@ -29,8 +29,7 @@ class ProxyService::Impl {
       : device(std::move(ofDevice)), options(given) {
     for (int i = 0; i < options.threads; ++i) {
       threads.push_back(std::make_unique<detail::ProxyThread>(
-          device, options,
-          [this](int peer, const std::string& why) { reportFailure(peer, why); }));
+          device, options, [this](int peer, const std::string& why) { reportFailure(peer, why); }));
     }
   }
 
