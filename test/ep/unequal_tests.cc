@@ -1,5 +1,6 @@
 // Calls that differ between ranks, and ranks that never call: every rank that can know gets an
 // error that says so, within the limit.
+#include <barrier>
 #include <chrono>
 #include <latch>
 
@@ -214,6 +215,42 @@ TEST_P(EpLateRank, GetsAnErrorNotWhatIsThere) {
 INSTANTIATE_TEST_SUITE_P(Calls, EpLateRank,
                          ::testing::Values("dispatch", "cached", "combine", "staged"),
                          [](const auto& test) { return std::string(test.param); });
+
+/// Rank 1 has told that it is done and gives up on rank 0, which is only slow. Its memory serves
+/// other ends from then on, so rank 0 must not take what it still reads there for an answer.
+TEST(EpSlowRank, LearnsThatItsPeerGaveUp) {
+  if (testPlatform() == Platform::cuda) GTEST_SKIP() << "no GPU takes longer than a limit can be";
+  const World world({.ranks = 2, .tokens = {256, 0}, .topk = 2, .experts = 4});
+  const CombineCase call{.hidden = 1 << 18, .numSms = 1};
+  constexpr int kPatience = 8;  // rank 1 has this much less of it
+  const auto wanted = [](std::size_t rank, const std::string& text) {
+    return rank == 0 ? containsAll(text, {kLate, "rank 0 in combine (end) waited for rank 1"})
+                     : containsAll(text, {kLate, "rank 1 in combine (end) waited for rank 0"});
+  };
+  expectAtSomeLimit(kFirstLimit, kLate, wanted, [&](milliseconds limit) {
+    std::barrier ready(2);
+    return tryRanks(
+        2,
+        [&](int rank) {
+          BufferOptions options = optionsWith(rank == 0 ? limit : limit / kPatience);
+          options.numNvlBytes = std::size_t{512} << 20;
+          return options;
+        },
+        [&](RankContext& rank) {
+          CombineRequest request;
+          const std::string early = errorOf([&] {
+            const DispatchResult sent = dispatch(rank, world, {.hidden = 8});
+            request = makeCombine(rank, world, call, sent.handle);
+            rank.sync();
+          });
+          ready.arrive_and_wait();
+          if (!early.empty()) throw std::runtime_error(early);
+          rank.buffer().combine(request);
+          rank.sync();
+          rank.buffer().checkHealth();
+        });
+  });
+}
 
 TEST(EpMissingRankLater, TheBufferStaysBrokenAndSaysSo) {
   const World world(smallSpec());

@@ -111,8 +111,17 @@ __device__ inline bool awaitEntry(const GroupArgs& g, int peer, std::uint32_t ep
   return false;
 }
 
+/// Tells every peer up to which epoch this rank is done. Called by one warp.
+__device__ __forceinline__ void tellDone(const GroupArgs& g, std::uint32_t epoch) {
+  for (int peer = static_cast<int>(laneId()); peer < g.ranks; peer += 32) {
+    if (peer != g.rank) storeRelease(&peerBox(g, peer, g.rank).done.epoch, epoch);
+  }
+}
+
 /// End of a collective kernel, called by all threads of all blocks. The last block tells every peer
-/// that this rank is done and waits for them, unless some wait has failed. Every thread that issued
+/// that this rank is done and waits for them, unless some wait has failed. If a peer does not come
+/// in time, the word is taken back: that peer may still be reading here, and must not take what
+/// this rank's memory is used for next for an answer. Every thread that issued
 /// bulk stores has waited for them; syncBlock orders the block's writes before thread 0's acq_rel
 /// add, whose chain the last block's release at system scope passes on to the peers.
 __device__ inline void leaveGroup(const GroupArgs& g, Turn turn, WaitWhat what,
@@ -125,16 +134,16 @@ __device__ inline void leaveGroup(const GroupArgs& g, Turn turn, WaitWhat what,
   }
   syncBlock();
   if (lastBlock == 0 || warpId() != 0) return;
-  bool good = lastBlock == 1 && !turn.broken;
-  for (int peer = static_cast<int>(laneId()); good && peer < g.ranks; peer += 32) {
-    if (peer != g.rank) storeRelease(&peerBox(g, peer, g.rank).done.epoch, turn.epoch);
-  }
+  const bool finished = lastBlock == 1 && !turn.broken;
+  if (finished) tellDone(g, turn.epoch);
+  bool good = finished;
   for (int peer = static_cast<int>(laneId()); good && peer < g.ranks; peer += 32) {
     if (peer == g.rank) continue;
     good = waitReached(g.wait, &peerBox(g, g.rank, peer).done.epoch, turn.epoch,
                        waitPoint(what, peer));
   }
   good = all(good);
+  if (finished && !good) tellDone(g, turn.epoch - 1);
   syncWarp();
   if (laneId() == 0) {
     local.blocksDone = 0;
