@@ -7,6 +7,7 @@
 #include <mscclpp/device/atomic.hpp>
 #include <mscclpp/device/convert.hpp>
 #include <mscclpp/device/copy.hpp>
+#include <mscclpp/device/line.hpp>
 #include <mscclpp/device/platform.hpp>
 #include <mscclpp/device/simt.hpp>
 #include <mscclpp/device/wait.hpp>

@@ -10,35 +10,6 @@ namespace {
 constexpr auto kBad = ErrorCode::invalidArgument;
 constexpr std::int64_t kMaxTokens = std::numeric_limits<std::int32_t>::max() / 64;
 
-using Shape = std::vector<std::int64_t>;
-
-/// Present, on this device, dense, of this type and shape (-1 = any extent).
-void checkTensor(const Tensor& tensor, const char* name, DType dtype, const Shape& shape,
-                 const Group& group) {
-  check(static_cast<bool>(tensor), kBad, "{} is missing", name);
-  checkOnDevice(tensor, name, group);
-  check(tensor.dtype == dtype, kBad, "{} is {}: its dtype must be {}", name, tensor.describe(),
-        nameOf(dtype));
-  bool fits = tensor.shape.size() == shape.size();
-  std::string wanted;
-  for (std::size_t i = 0; i < shape.size(); ++i) {
-    fits = fits && (shape[i] < 0 || tensor.shape[i] == shape[i]);
-    wanted += (i ? ", " : "") + (shape[i] < 0 ? std::string("any") : std::to_string(shape[i]));
-  }
-  check(fits, kBad, "{} is {}: its shape must be [{}]", name, tensor.describe(), wanted);
-  check(tensor.contiguous(), kBad, "{} is {} with gaps or transposed: call .contiguous() first",
-        name, tensor.describe());
-}
-
-void checkAligned(const Tensor& tensor, const char* name, std::size_t alignment) {
-  const auto address = reinterpret_cast<std::uintptr_t>(tensor.data);
-  check(
-      tensor.elements() == 0 || address % alignment == 0, kBad,
-      "{} starts at an address that is {} modulo {}: it must be a multiple of {} bytes (clone the "
-      "slice)",
-      name, address % alignment, alignment, alignment);
-}
-
 void checkExperts(int experts, const ExpertMap& map, const Group& group) {
   check(experts >= 1 && experts <= CallShape::kMaxExperts, kBad,
         "num_experts = {} must be in 1 .. {}", experts, CallShape::kMaxExperts);
@@ -143,6 +114,32 @@ void checkStaging(DispatchShape& shape, const Group& group) {
 }
 
 }  // namespace
+
+void checkTensor(const Tensor& tensor, const char* name, DType dtype,
+                 const std::vector<std::int64_t>& shape, const Group& group) {
+  check(static_cast<bool>(tensor), kBad, "{} is missing", name);
+  checkOnDevice(tensor, name, group);
+  check(tensor.dtype == dtype, kBad, "{} is {}: its dtype must be {}", name, tensor.describe(),
+        nameOf(dtype));
+  bool fits = tensor.shape.size() == shape.size();
+  std::string wanted;
+  for (std::size_t i = 0; i < shape.size(); ++i) {
+    fits = fits && (shape[i] < 0 || tensor.shape[i] == shape[i]);
+    wanted += (i ? ", " : "") + (shape[i] < 0 ? std::string("any") : std::to_string(shape[i]));
+  }
+  check(fits, kBad, "{} is {}: its shape must be [{}]", name, tensor.describe(), wanted);
+  check(tensor.contiguous(), kBad, "{} is {} with gaps or transposed: call .contiguous() first",
+        name, tensor.describe());
+}
+
+void checkAligned(const Tensor& tensor, const char* name, std::size_t alignment) {
+  const auto address = reinterpret_cast<std::uintptr_t>(tensor.data);
+  check(
+      tensor.elements() == 0 || address % alignment == 0, kBad,
+      "{} starts at an address that is {} modulo {}: it must be a multiple of {} bytes (clone the "
+      "slice)",
+      name, address % alignment, alignment, alignment);
+}
 
 void checkOnDevice(const Tensor& tensor, const char* name, const Group& group) {
   const BufferOptions& options = group.options();

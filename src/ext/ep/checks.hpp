@@ -1,5 +1,7 @@
 #pragma once
 
+#include <vector>
+
 #include <mscclpp/ext/ep/buffer.hpp>
 
 #include "call_shape.hpp"
@@ -24,6 +26,10 @@ struct DispatchShape {
 };
 
 void checkOnDevice(const Tensor& tensor, const char* name, const Group& group);
+/// Present, on this device, dense, of this type and shape (-1 = any extent).
+void checkTensor(const Tensor& tensor, const char* name, DType dtype,
+                 const std::vector<std::int64_t>& shape, const Group& group);
+void checkAligned(const Tensor& tensor, const char* name, std::size_t alignment);
 int checkLayout(const LayoutRequest& request, const Group& group);
 DispatchShape checkDispatch(const DispatchRequest& request, const Group& group);
 /// Returns the row size in bytes.

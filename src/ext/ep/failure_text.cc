@@ -18,6 +18,11 @@ constexpr WaitText kWaitTexts[] = {
     {WaitWhat::combineEntry, "combine (entry)", "start its combine"},
     {WaitWhat::combineChunk, "combine (staged rows)", "stage a chunk of rows"},
     {WaitWhat::combineDone, "combine (end)", "finish reading"},
+    {WaitWhat::lowLatencyRoom, "a low-latency call (start)", "receive what was sent two calls ago"},
+    {WaitWhat::lowLatencyIds, "low_latency_dispatch (ids)", "enter the call"},
+    {WaitWhat::lowLatencyRow, "low_latency_dispatch (rows)", "send a row"},
+    {WaitWhat::lowLatencyWeights, "low_latency_combine (weights)", "send its weights"},
+    {WaitWhat::lowLatencyPartial, "low_latency_combine (rows)", "send a sum of its experts"},
 };
 
 std::string describeWait(const FailureRecord& record, const WaitText& text) {
@@ -26,7 +31,8 @@ std::string describeWait(const FailureRecord& record, const WaitText& text) {
   // Entry flags come first in every call: a peer that is behind there has not entered the call. The
   // other flags follow an entry that was seen, so that peer is there and stuck, or died inside.
   const bool entry = text.what == WaitWhat::counts || text.what == WaitWhat::dispatchEntry ||
-                     text.what == WaitWhat::combineEntry;
+                     text.what == WaitWhat::combineEntry || text.what == WaitWhat::lowLatencyIds ||
+                     text.what == WaitWhat::lowLatencyWeights;
   return fmt::format(
       "EP timeout after {:.1f} s: rank {} in {} waited for rank {} to {}: epoch {} expected, {} "
       "seen "
@@ -53,6 +59,13 @@ std::string describeFailure(const FailureRecord& record) {
       return fmt::format(
           "rank {} called {}, but rank {} called {}: all ranks must make equal calls", record.rank,
           CallShape::describe(record.expected), record.peer, CallShape::describe(record.seen));
+    case WaitWhat::lowLatencyShape:
+      return fmt::format(
+          "rank {} called low_latency_dispatch with other arguments than rank {}: hidden, "
+          "num_max_dispatch_tokens_per_rank, num_experts, top-k, use_fp8, round_scale and "
+          "use_ue8m0 "
+          "must be equal on all ranks",
+          record.peer, record.rank);
     case WaitWhat::overflow:
       return fmt::format(
           "rank {} would receive {} rows, more than num_worst_tokens = {}: raise num_worst_tokens "

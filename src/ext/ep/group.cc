@@ -21,11 +21,12 @@ constexpr int kStreamsPerRank = 3;
 /// Looking for a failed device costs more than a poll.
 constexpr unsigned kPollsPerErrorCheck = 1024;
 /// Changes whenever ranks of two builds could not understand each other.
-constexpr std::uint64_t kProtocolVersion = 1;
+constexpr std::uint64_t kProtocolVersion = 2;
 
 /// What every rank must have in common, compared at creation.
 struct CommonOptions {
-  std::uint64_t version, platform, numNvlBytes, stagingBytes, maxExpertsPerRank, firstEpoch;
+  std::uint64_t version, platform, numNvlBytes, numRdmaBytes, lowLatencyMode, stagingBytes,
+      maxExpertsPerRank, firstEpoch;
   std::uint64_t process;  ///< not compared: tells threads that share a device from processes
   char deviceId[64];
 };
@@ -37,6 +38,8 @@ constexpr CommonField kCommonFields[] = {
     {"library protocol version", &CommonOptions::version},
     {"platform (0 = cpu, 1 = cuda)", &CommonOptions::platform},
     {"num_nvl_bytes", &CommonOptions::numNvlBytes},
+    {"num_rdma_bytes", &CommonOptions::numRdmaBytes},
+    {"low_latency_mode", &CommonOptions::lowLatencyMode},
     {"staging_bytes", &CommonOptions::stagingBytes},
     {"max_experts_per_rank", &CommonOptions::maxExpertsPerRank},
     {"first_epoch", &CommonOptions::firstEpoch},
@@ -53,6 +56,14 @@ MemoryPlan makePlan(const BufferOptions& options, int ranks) {
   plan.maxExpertsPerRank = options.maxExpertsPerRank;
   plan.stagingBytes = options.stagingBytes ? options.stagingBytes : options.numNvlBytes / 4;
   plan.poolBytes = options.numNvlBytes - plan.stagingBytes;
+  if (options.lowLatencyMode) {
+    const std::size_t least = LowLatencyPlan::bytesFor(ranks, device::kLineSize);
+    check(options.numRdmaBytes >= least, ErrorCode::invalidArgument,
+          "low_latency_mode with num_rdma_bytes = {}: it needs {} at least; "
+          "get_low_latency_rdma_size_hint() tells how many for a shape",
+          options.numRdmaBytes, least);
+    plan.lowLatencyBytes = options.numRdmaBytes;
+  }
   return plan;
 }
 
@@ -71,6 +82,14 @@ const IntranodeKernels& kernelsOf(Platform platform) {
 #endif
 }
 
+const LowLatencyKernels& lowLatencyKernelsOf(Platform platform) {
+#if MSCCLPP_HAVE_CUDA
+  if (platform == Platform::cuda) return cuda::lowLatencyKernels();
+#endif
+  (void)platform;
+  return cpu::lowLatencyKernels();
+}
+
 std::uint64_t nextGroupId() {
   static std::atomic<std::uint64_t> last{0};
   return ++last;
@@ -85,6 +104,8 @@ Group::Group(std::shared_ptr<Bootstrap> bootstrap, const BufferOptions& options)
       plan_(makePlan(options, bootstrap_->size())),
       pool_(plan_.pool(), plan_.poolBytes),
       kernels_(&kernelsOf(options.platform)),
+      lowLatencyPlan_{bootstrap_->size(), plan_.lowLatencyBytes},
+      lowLatencyKernels_(&lowLatencyKernelsOf(options.platform)),
       id_(nextGroupId()) {
   compareOptions();
   comm_ = device_->createStream(true, rank());
@@ -96,6 +117,7 @@ Group::Group(std::shared_ptr<Bootstrap> bootstrap, const BufferOptions& options)
   {
     const DeviceScope scope(*device_);
     kernels_->prepare();
+    if (options_.lowLatencyMode) lowLatencyKernels_->prepare();
   }
   mapPeers();
 }
@@ -113,6 +135,8 @@ void Group::compareOptions() {
   mine = {kProtocolVersion,
           options_.platform == Platform::cuda ? 1u : 0u,
           options_.numNvlBytes,
+          options_.numRdmaBytes,
+          options_.lowLatencyMode ? 1u : 0u,
           plan_.stagingBytes,
           static_cast<std::uint64_t>(options_.maxExpertsPerRank),
           options_.firstEpoch,
@@ -177,13 +201,54 @@ void Group::mapPeers() {
   }
   device_->copy(heap_.get(), control.data(), control.size(), comm_);
   device_->copy(heapTable_.get(), bases.data(), tableBytes, comm_);
+  if (options_.lowLatencyMode) initialiseLowLatency();
   comm_.synchronize();
   bootstrap_->barrier();  // nobody writes into a heap that is not initialised
 }
 
+void Group::initialiseLowLatency() {
+  const std::uint64_t first = options_.firstEpoch;
+  std::vector<char> head(lowLatencyPlan_.head(), 0);
+  auto& words = *reinterpret_cast<LowLatencyWords*>(head.data() + lowLatencyPlan_.words());
+  for (int k = 0; k < kLowLatencyKinds; ++k) {
+    words.sent[k] = first * kEpochStep;
+    for (unsigned parity = 0; parity < 2; ++parity) {
+      const std::uint64_t calls = callsUntil(first, parity);
+      const auto finished = static_cast<std::uint32_t>(epochOfCalls(calls, parity));
+      words.received[k][parity] = calls * kEpochStep;
+      for (int r = 0; r < ranks(); ++r) {
+        auto& peer = *reinterpret_cast<LowLatencyPeer*>(head.data() + lowLatencyPlan_.peer(r));
+        peer.finished[k][parity] = finished;
+        char* const hello =
+            head.data() + lowLatencyPlan_.hello(static_cast<LowLatencyKind>(k), parity + 1, r);
+        auto* const units = reinterpret_cast<device::LineTail*>(hello);
+        units[device::kLineUnits].second = finished;
+      }
+    }
+  }
+  device_->copy(lowLatencyRegion(), head.data(), head.size(), comm_);
+  comm_.synchronize();  // `head` is read until here
+}
+
+LowLatencyGroup Group::lowLatencyArgs() const {
+  LowLatencyGroup args;
+  args.heaps = static_cast<char* const*>(heapTable_.get());
+  args.regionOffset = plan_.lowLatency();
+  for (int r = 0; r < std::min(ranks(), kInlineRanks); ++r) {
+    args.regions[r] =
+        static_cast<char*>(peers_[static_cast<std::size_t>(r)].get()) + args.regionOffset;
+  }
+  args.plan = lowLatencyPlan_;
+  args.ranks = ranks();
+  args.rank = rank();
+  args.wait = this->args().wait;
+  args.shrink = options_.enableShrink;
+  return args;
+}
+
 bool Group::inPool(const void* p) const {
   const char* at = static_cast<const char*>(p);
-  return at >= heap() + plan_.pool() && at < heap() + plan_.total();
+  return at >= heap() + plan_.pool() && at < heap() + plan_.poolEnd();
 }
 
 int Group::blocks(int wanted) const {
@@ -209,7 +274,9 @@ void Group::raiseIfFailed() {
   const bool isNew = broken_.empty() && failurePublished(record);
   if (isNew) broken_ = describeFailure(record);
   if (broken_.empty()) return;
-  const bool isWait = record.what <= static_cast<std::uint32_t>(WaitWhat::pipeline);
+  const auto what = static_cast<WaitWhat>(record.what);
+  const bool isWait = what <= WaitWhat::pipeline ||
+                      (what >= WaitWhat::lowLatencyRoom && what < WaitWhat::lowLatencyShape);
   throwError(isWait ? ErrorCode::timeout : ErrorCode::invalidArgument,
              isNew ? broken_ : "the Buffer is of no use since: " + broken_);
 }

@@ -11,6 +11,8 @@
 #include <mscclpp/platform.hpp>
 
 #include "kernels/api.cuh"
+#include "kernels/low_latency_api.cuh"
+#include "low_latency_calls.hpp"
 #include "pool.hpp"
 
 namespace mscclpp::ep {
@@ -44,6 +46,18 @@ class Group : public std::enable_shared_from_this<Group> {
   /// Blocks that a kernel may use: `wanted`, but no more than this rank's share of the device.
   int blocks(int wanted) const;
   GroupArgs args() const;
+  const LowLatencyKernels& lowLatencyKernels() const { return *lowLatencyKernels_; }
+  const LowLatencyPlan& lowLatencyPlan() const { return lowLatencyPlan_; }
+  LowLatencyGroup lowLatencyArgs() const;
+  LowLatencyCalls& lowLatencyCalls(LowLatencyKind kind) {
+    return lowLatencyCalls_[static_cast<int>(kind)];
+  }
+  /// Blocks for a low-latency kernel that asked for `wanted`, 0 = as many as there are.
+  int lowLatencyBlocks(int wanted) const {
+    return blocks(wanted > 0 ? wanted : device_->multiprocessors());
+  }
+  /// Of this rank's heap, as the host knows it: a device address.
+  char* lowLatencyRegion() const { return heap() + plan_.lowLatency(); }
 
   /// Throws what the kernels reported; the group then stays broken.
   void raiseIfFailed();
@@ -69,6 +83,7 @@ class Group : public std::enable_shared_from_this<Group> {
  private:
   void compareOptions();
   void mapPeers();
+  void initialiseLowLatency();
   /// The caller's stream `owner` and the communication stream, as of now.
   std::vector<Event> usersNow(void* owner);
 
@@ -83,6 +98,9 @@ class Group : public std::enable_shared_from_this<Group> {
   std::shared_ptr<void> heapTable_, failure_, notifyResult_;
   Pool pool_;
   const IntranodeKernels* kernels_ = nullptr;
+  LowLatencyPlan lowLatencyPlan_;
+  const LowLatencyKernels* lowLatencyKernels_ = nullptr;
+  LowLatencyCalls lowLatencyCalls_[kLowLatencyKinds];
   int sharers_ = 1;  // ranks on this device
   std::uint64_t id_ = 0;
   std::uint32_t sequence_ = 0;

@@ -19,6 +19,12 @@ inline uint16_t floatToBf16(float value) {
 inline uint8_t floatToE4m3(float value) {
   return bits::floatToE4m3(std::bit_cast<uint32_t>(value));
 }
+/// Four values, the first in the low byte.
+inline uint32_t narrowE4m3(const float (&in)[4]) {
+  return floatToE4m3(in[0]) | static_cast<uint32_t>(floatToE4m3(in[1])) << 8 |
+         static_cast<uint32_t>(floatToE4m3(in[2])) << 16 |
+         static_cast<uint32_t>(floatToE4m3(in[3])) << 24;
+}
 inline float e4m3ToFloat(uint8_t value) {
   return std::bit_cast<float>(bits::e4m3ToFloat(value));
 }

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstddef>
@@ -99,6 +100,18 @@ inline void arriveBarrier(int id, int threads, Site site = Site::current()) {
   detail::barrier(id, threads, false, site);
 }
 
+/// Sum over the warp, the same in every lane.
+inline uint32_t sumWarp(uint32_t value, Site site = Site::current()) {
+  for (int distance = 16; distance > 0; distance /= 2) {
+    value += shuffleXor(value, distance, kFullMask, site);
+  }
+  return value;
+}
+/// The smaller of each pair of unsigned 16-bit halves.
+inline uint32_t minHalves(uint32_t a, uint32_t b) {
+  const uint32_t low = std::min(a & 0xFFFFu, b & 0xFFFFu);
+  return std::min(a >> 16, b >> 16) << 16 | low;
+}
 inline int popCount(uint32_t bits) {
   return std::popcount(bits);
 }

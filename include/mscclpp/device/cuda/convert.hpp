@@ -26,6 +26,19 @@ __device__ __forceinline__ uint8_t floatToE4m3(float value) {
   return bits::floatToE4m3(::__float_as_uint(value));
 #endif
 }
+/// Four values, the first in the low byte.
+__device__ __forceinline__ uint32_t narrowE4m3(const float (&in)[4]) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890
+  uint16_t low, high;
+  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(low) : "f"(in[1]), "f"(in[0]));
+  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(high) : "f"(in[3]), "f"(in[2]));
+  return low | static_cast<uint32_t>(high) << 16;
+#else
+  return floatToE4m3(in[0]) | static_cast<uint32_t>(floatToE4m3(in[1])) << 8 |
+         static_cast<uint32_t>(floatToE4m3(in[2])) << 16 |
+         static_cast<uint32_t>(floatToE4m3(in[3])) << 24;
+#endif
+}
 __device__ __forceinline__ float e4m3ToFloat(uint8_t value) {
   return ::__uint_as_float(bits::e4m3ToFloat(value));
 }

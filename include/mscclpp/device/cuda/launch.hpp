@@ -25,7 +25,7 @@ struct LaunchShape {
 namespace detail {
 
 template <auto Body, int MaxThreads, class Args>
-__global__ void __launch_bounds__(MaxThreads) kernelEntry(const __grid_constant__ Args args) {
+__global__ void __launch_bounds__(MaxThreads, 1) kernelEntry(const __grid_constant__ Args args) {
   Body(args);
 }
 

@@ -105,6 +105,14 @@ __device__ __forceinline__ void arriveBarrier(int id, int threads, Site = Site::
   asm volatile("barrier.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
+/// Sum over the warp, the same in every lane.
+__device__ __forceinline__ uint32_t sumWarp(uint32_t value, Site = Site::current()) {
+  return ::__reduce_add_sync(kFullMask, value);
+}
+/// The smaller of each pair of unsigned 16-bit halves.
+__device__ __forceinline__ uint32_t minHalves(uint32_t a, uint32_t b) {
+  return ::__vminu2(a, b);
+}
 __device__ __forceinline__ int popCount(uint32_t bits) {
   return ::__popc(bits);
 }

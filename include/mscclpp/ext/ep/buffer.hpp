@@ -6,6 +6,7 @@
 #include <vector>
 
 #include <mscclpp/bootstrap.hpp>
+#include <mscclpp/ext/ep/low_latency.hpp>
 #include <mscclpp/ext/ep/types.hpp>
 #include <mscclpp/platform.hpp>
 
@@ -51,6 +52,10 @@ struct BufferOptions {
   /// Peer-mapped bytes for staging and for the pool that outputs are taken from. 0: no dispatch.
   std::size_t numNvlBytes = 0;
   std::size_t numRdmaBytes = 0;
+  /// numRdmaBytes become the region of the low-latency calls; see lowLatencySizeHint().
+  bool lowLatencyMode = false;
+  /// Low-latency calls mask a rank that is late instead of failing, and go on without it.
+  bool enableShrink = false;
   /// Part of numNvlBytes kept for staging; 0 = a quarter.
   std::size_t stagingBytes = 0;
   int maxExpertsPerRank = 1024;
@@ -58,19 +63,6 @@ struct BufferOptions {
   double timeoutSeconds = -1;
   /// First epoch; tests start near 2^31 and 2^32 to cross the wrap.
   std::uint32_t firstEpoch = 0;
-};
-
-/// Where a call fits among the caller's own work.
-struct StreamOrder {
-  /// The caller's stream (borrowed cudaStream_t; null = host on the CPU platform, the default
-  /// stream on CUDA). Outputs that belong to it must be dropped before it is destroyed.
-  void* computeStream = nullptr;
-  /// The communication waits for this event; null = for everything enqueued on computeStream.
-  Event previousEvent;
-  /// true: computeStream does not wait for the communication; wait for the returned event.
-  bool asyncFinish = false;
-  /// Outputs belong to the communication stream rather than to computeStream.
-  bool allocateOnCommStream = false;
 };
 
 struct LayoutRequest {
@@ -165,6 +157,19 @@ class Buffer {
   DispatchResult dispatch(const DispatchRequest& request);
   /// Collective, asynchronous.
   CombineResult combine(const CombineRequest& request);
+
+  /// Collective, asynchronous. Needs lowLatencyMode. Mixes freely with the calls above; at most two
+  /// dispatches, and two combines, may have their hooks outstanding. Can be captured into a graph
+  /// when the outputs are given; hooks must be called before a graph is replayed.
+  LowLatencyDispatchResult lowLatencyDispatch(const LowLatencyDispatchRequest& request);
+  /// Collective, asynchronous. x may be used otherwise once the send half is done.
+  LowLatencyCombineResult lowLatencyCombine(const LowLatencyCombineRequest& request);
+  /// Local, in stream order, with enableShrink: does without `rank` from now on, or with it again
+  /// (it must have made the same calls).
+  void updateLowLatencyMask(int rank, bool masked);
+  void cleanLowLatencyMask();
+  /// Local, in stream order: writes 1 for each masked rank, else 0, to i32 [ranks].
+  void queryLowLatencyMask(const Tensor& mask, const StreamOrder& order);
 
   /// Local: memory that peers can read in place, for experts' outputs that go into combine. Falls
   /// back to ordinary memory when the pool is full (combine then stages the rows).

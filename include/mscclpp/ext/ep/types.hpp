@@ -71,6 +71,19 @@ struct Tensor {
   }
 };
 
+/// Where a call fits among the caller's own work.
+struct StreamOrder {
+  /// The caller's stream (borrowed cudaStream_t; null = host on the CPU platform, the default
+  /// stream on CUDA). Outputs that belong to it must be dropped before it is destroyed.
+  void* computeStream = nullptr;
+  /// The communication waits for this event; null = for everything enqueued on computeStream.
+  Event previousEvent;
+  /// true: computeStream does not wait for the communication; wait for the returned event.
+  bool asyncFinish = false;
+  /// Outputs belong to the communication stream rather than to computeStream.
+  bool allocateOnCommStream = false;
+};
+
 /// Tuning of one call. The chunk fields are deep_ep's; they size the hints and nothing else here.
 struct Config {
   int numSms = 20;  ///< blocks per kernel, 1 or more (deep_ep demands an even number; we do not)

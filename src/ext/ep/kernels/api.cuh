@@ -22,6 +22,13 @@ enum class WaitWhat : std::uint32_t {
   shapeMismatch,  ///< not a wait: a peer's call differs in shape (expected, seen = signatures)
   overflow,       ///< not a wait: more rows than numWorstTokens (expected = limit, seen = rows)
   invalidExpert,  ///< not a wait: a topk index out of range (seen = the index)
+
+  lowLatencyRoom = 32,  ///< a peer to have read what an earlier call sent it
+  lowLatencyIds,        ///< a peer's expert ids, with which it enters a dispatch
+  lowLatencyRow,        ///< a row of a peer's
+  lowLatencyWeights,    ///< a peer's weights, with which it enters a combine
+  lowLatencyPartial,    ///< a peer's partial sum
+  lowLatencyShape,      ///< not a wait: a peer's call differs (expected, seen = hashes)
 };
 
 /// What every collective kernel knows.

@@ -73,6 +73,7 @@ struct MemoryPlan {
   int maxExpertsPerRank = 0;
   std::uint64_t stagingBytes = 0;
   std::uint64_t poolBytes = 0;
+  std::uint64_t lowLatencyBytes = 0;  ///< of the region that LowLatencyPlan lays out
 
   constexpr std::size_t localWords() const { return 0; }
   constexpr std::size_t peerBox(int peer) const {
@@ -99,7 +100,11 @@ struct MemoryPlan {
   constexpr std::size_t pool() const {
     return alignUp(staging() + static_cast<std::size_t>(stagingBytes), kTensorAlign);
   }
-  constexpr std::size_t total() const { return pool() + static_cast<std::size_t>(poolBytes); }
+  constexpr std::size_t poolEnd() const { return pool() + static_cast<std::size_t>(poolBytes); }
+  constexpr std::size_t lowLatency() const { return alignUp(poolEnd(), kTensorAlign); }
+  constexpr std::size_t total() const {
+    return lowLatency() + static_cast<std::size_t>(lowLatencyBytes);
+  }
 };
 
 /// Where the parts of received rows lie, relative to the window's base. `rows` is the capacity.

@@ -3,6 +3,7 @@
 #include <mscclpp/device/device.hpp>
 
 #include "../api.cuh"
+#include "../report.cuh"
 
 /// What all collective kernels share: addresses in the symmetric heap, the experts' hosts, and the
 /// handshakes at a kernel's start and end.
@@ -65,21 +66,6 @@ __device__ __forceinline__ bool isExpert(const ExpertArgs& e, std::int64_t exper
 __device__ __forceinline__ void reportInvalidExpert(std::int64_t* word, std::int64_t expert) {
   std::int64_t none = 0;
   compareExchangeAcqRel(word, none, expert);
-}
-
-/// Reports something other than a wait that makes this call useless. The first report is kept.
-__device__ inline void reportFailure(const WaitControl& wait, WaitPoint point,
-                                     std::uint64_t expected, std::uint64_t seen) {
-  std::uint32_t none = kFailureNone;
-  if (!compareExchangeAcqRel(&wait.record->state, none, kFailureClaimed)) return;
-  wait.record->what = point.what;
-  wait.record->rank = wait.rank;
-  wait.record->peer = point.peer;
-  wait.record->block = blockIndex();
-  wait.record->thread = threadIndex();
-  wait.record->expected = expected;
-  wait.record->seen = seen;
-  storeRelease(&wait.record->state, kFailurePublished);
 }
 
 /// Tells `peer` where this rank's rows are. Called by one thread per peer.

@@ -1,0 +1,2 @@
+// The low-latency kernels for the CPU platform: the host compiler reads what nvcc reads.
+#include "internode_ll.cu"

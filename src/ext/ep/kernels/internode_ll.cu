@@ -1,0 +1,65 @@
+#include <mscclpp/device/launch.hpp>
+
+#include "low_latency/combine.cuh"
+#include "low_latency/dispatch.cuh"
+
+/// Launchers of the low-latency kernels. Compiled by nvcc for CUDA, and through cpu_entry_ll.cc by
+/// the host compiler for the CPU platform.
+namespace mscclpp::ep::MSCCLPP_PLATFORM_NS {
+namespace {
+
+/// What a block may use of a Hopper SM's shared memory.
+constexpr std::size_t kLowLatencyShared = 227 * 1024;
+
+/// One block more than items, so that one has time for its other duties.
+int blocksFor(int items, int most) {
+  return items + 1 < most ? items + 1 : most;
+}
+template <class Args>
+LaunchShape shapeFor(Args& args, int items, int most, std::size_t shared) {
+  const int blocks = blocksFor(items, most);
+  args.group.share = kEpochStep / static_cast<std::uint64_t>(blocks);
+  return {static_cast<unsigned>(blocks), kLowLatencyThreads, shared};
+}
+
+void launchDispatch(LowLatencyDispatchArgs args, bool e4m3, int blocks, void* stream) {
+  const LowLatencyPhase phase = args.group.phase;
+  DispatchShared shared{args.group.ranks, idUnitsOf(args.area), true,
+                        e4m3 ? e4m3Units(args.hidden) : 0};
+  shared.idsHere = args.idsInShared = shared.total() <= kLowLatencyShared;
+  const int peers = (args.group.ranks - 1) * args.area.maxTokens;
+  const int items = phase == LowLatencyPhase::send ? args.tokens : args.tokens + peers;
+  const LaunchShape shape = shapeFor(args, items, blocks, shared.total());
+  const auto native = static_cast<NativeStream>(stream);
+  if (e4m3) {
+    launch<lowLatencyDispatchKernel<true>, kLowLatencyThreads>(shape, native, args);
+  } else {
+    launch<lowLatencyDispatchKernel<false>, kLowLatencyThreads>(shape, native, args);
+  }
+}
+
+void launchCombine(LowLatencyCombineArgs args, int blocks, void* stream) {
+  const int peers = (args.group.ranks - 1) * args.area.maxTokens;
+  const int items = (sends(args.group.phase) ? peers : 0) + args.tokens;
+  const LaunchShape shape = shapeFor(args, items, blocks, 0);
+  launch<lowLatencyCombineKernel, kLowLatencyThreads>(shape, static_cast<NativeStream>(stream),
+                                                      args);
+}
+
+void prepareAll() {
+  prepare<lowLatencyDispatchKernel<true>, kLowLatencyThreads, LowLatencyDispatchArgs>(
+      kLowLatencyShared);
+  prepare<lowLatencyDispatchKernel<false>, kLowLatencyThreads, LowLatencyDispatchArgs>(
+      kLowLatencyShared);
+  prepare<lowLatencyCombineKernel, kLowLatencyThreads, LowLatencyCombineArgs>(0);
+}
+
+constexpr LowLatencyKernels kLowLatencyKernels{prepareAll, launchDispatch, launchCombine};
+
+}  // namespace
+
+const LowLatencyKernels& lowLatencyKernels() {
+  return kLowLatencyKernels;
+}
+
+}  // namespace mscclpp::ep::MSCCLPP_PLATFORM_NS

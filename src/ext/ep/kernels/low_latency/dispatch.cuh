@@ -1,0 +1,242 @@
+#pragma once
+
+#include "ids.cuh"
+#include "quantise.cuh"
+
+/// Low-latency dispatch. A token's row is pushed once to every rank that hosts one of its experts;
+/// the ids of all ranks follow each other around at the same time; when they are here, every block
+/// computes the slots of its rows and copies them there.
+namespace mscclpp::ep::MSCCLPP_PLATFORM_NS {
+
+/// One block's share of the call.
+template <bool E4m3>
+struct DispatchBlock {
+  const LowLatencyDispatchArgs& a;
+  const DispatchShared shared;
+  const LowLatencyTurn turn;
+  const RowUnits row;
+
+  /// Own rows stay in registers, unless the halves are apart: then x may have changed in between.
+  __device__ __forceinline__ bool ownStaged() const {
+    return a.group.phase != LowLatencyPhase::whole;
+  }
+
+  /// This thread's unit of pass `pass` of a token's row. All threads, for pass 0 first.
+  __device__ __forceinline__ Vec16 loadRow(int token, int pass) const {
+    const char* const source = a.x + static_cast<std::size_t>(token) * a.hidden * 2;
+    if constexpr (E4m3) {
+      if (pass == 0) {
+        syncBlock();  // the row before may still be read
+        quantiseRow(source, a.hidden, a.roundScale, shared.row());
+        syncBlock();
+      }
+      return row.hasUnit(pass) ? shared.row()[row.unit(pass)] : Vec16{};
+    } else {
+      return row.hasUnit(pass)
+                 ? loadStreaming16(source + static_cast<std::size_t>(row.unit(pass)) * 16)
+                 : Vec16{};
+    }
+  }
+
+  __device__ __forceinline__ void pushRow(char* to, Vec16 unit, int pass) const {
+    pushLine(to + static_cast<std::size_t>(row.line(pass)) * kLineSize, unit, turn.epoch,
+             row.hasLine(pass), a.group.writes);
+  }
+
+  /// A token whose loads are under way.
+  struct Loaded {
+    std::int64_t selection;
+    Vec16 unit;
+  };
+  __device__ __forceinline__ Loaded load(int token) const {
+    if (token >= a.tokens) return {-1, {}};
+    const std::int64_t selection = loadSelection(a, token);
+    return {selection, loadRow(token, 0)};
+  }
+  /// Needs nothing but the tokens' own ids.
+  __device__ __forceinline__ void pushToken(int token, const Loaded& loaded) const {
+    for (int pass = 0; pass < row.passes(); ++pass) {
+      const Vec16 unit = pass == 0 ? loaded.unit : loadRow(token, pass);
+      forEachOwner(a, loaded.selection, [&](int rank) {
+        if (rank == a.group.rank && !ownStaged()) return;
+        if (isMasked(a.group, rank)) return;
+        pushRow(stagedRow(a, rank, a.group.rank, token, turn.epoch), unit, pass);
+      });
+    }
+  }
+  /// `first`: the block's first token.
+  __device__ __forceinline__ void pushTokens(const Loaded& first) const {
+    const int blocks = static_cast<int>(gridSize());
+    for (int t = static_cast<int>(blockIndex()); t < a.tokens; t += blocks) {
+      pushToken(t, t == static_cast<int>(blockIndex()) ? first : load(t));
+    }
+  }
+
+  struct Item {
+    int source;
+    int token;
+    bool exists;
+  };
+  /// The block's work after the ids are here: rounds of one own token and one of every peer.
+  __device__ __forceinline__ Item itemAt(int i) const {
+    const int n = a.group.ranks, blocks = static_cast<int>(gridSize());
+    const int round = n == 2 ? i >> 1 : i / n, of = i - round * n;
+    if (of == 0) {
+      const int token = static_cast<int>(blockIndex()) + round * blocks;
+      return {a.group.rank, token, token < shared.tokens()[a.group.rank]};
+    }
+    const TokenOf item = peerToken(a.group, firstPeerItem() + (round * (n - 1) + of - 1) * blocks);
+    return {item.source, item.token, item.token < shared.tokens()[item.source]};
+  }
+
+  /// The slots of one selection; a whole warp.
+  __device__ __forceinline__ void findSlot(const IdReader& ids, int place, const Item& item,
+                                           int k) const {
+    const int index = item.token * a.area.topk + k;
+    const std::uint32_t expert = ids.id(item.source, index);
+    int slot = -1, local = 0;
+    if (expert != kNoExpert && ownerOf(a, expert) == a.group.rank) {
+      local = static_cast<int>(expert) - a.group.rank * a.expertsPerRank;
+      slot = local * a.group.ranks * a.area.maxTokens + ids.before(item.source, index, expert);
+    }
+    if (laneId() != 0) return;
+    shared.head().slot[place][k] = slot;
+    shared.head().expert[place][k] = local;
+    a.slots[(static_cast<std::int64_t>(item.source) * a.area.maxTokens + item.token) * a.area.topk +
+            k] = slot;
+    if (slot >= 0) a.sourceInfo[slot] = item.token;
+  }
+
+  __device__ __forceinline__ void storeUnit(int slot, int local, int unit, Vec16 v) const {
+    if constexpr (!E4m3) {
+      store16(a.recvX + static_cast<std::size_t>(slot) * a.hidden * 2 +
+                  static_cast<std::size_t>(unit) * 16,
+              v);
+    } else if (unit < e4m3ValueUnits(a.hidden)) {
+      storeValues(a.recvX + static_cast<std::size_t>(slot) * a.hidden, unit, a.hidden, v);
+    } else {
+      storeScales(a, slot, local, unit - e4m3ValueUnits(a.hidden), v);
+    }
+  }
+
+  /// One row to its slots, of which there is at least one.
+  __device__ __forceinline__ void placeRow(const Item& item, int place, Vec16 known,
+                                           bool isKnown) const {
+    const LowLatencyGroup& g = a.group;
+    const bool own = item.source == g.rank && !ownStaged();
+    const char* const from =
+        own ? nullptr : stagedRow(a, g.rank, item.source, item.token, turn.epoch);
+    for (int pass = 0; pass < row.passes(); ++pass) {
+      Vec16 unit = known;
+      if (own) {
+        if (!isKnown || row.passes() > 1) unit = loadRow(item.token, pass);
+      } else {
+        const char* const line = from + static_cast<std::size_t>(row.line(pass)) * kLineSize;
+        if (!isKnown || pass > 0) unit = peekLine(line, row.hasLine(pass));
+        if (!pullLine(waitControl(g), line, unit, turn.epoch, row.hasLine(pass),
+                      lowLatencyWait(WaitWhat::lowLatencyRow, item.source), g.writes)) {
+          giveUpOn(g, item.source);
+          continue;
+        }
+      }
+      if (!row.hasUnit(pass)) continue;
+      const auto& head = shared.head();
+      for (int k = 0; k < a.area.topk; ++k) {
+        const int slot = head.slot[place][k];
+        if (slot >= 0) storeUnit(slot, head.expert[place][k], row.unit(pass), unit);
+      }
+    }
+  }
+
+  __device__ __forceinline__ bool isWanted(int place) const {
+    int any = -1;
+    for (int k = 0; k < a.area.topk; ++k) any &= shared.head().slot[place][k];
+    return any != -1;
+  }
+
+  /// `own`: this thread's unit of the block's first token.
+  __device__ __forceinline__ void placeRows(Vec16 own) const {
+    const IdReader ids{a, shared, turn.epoch};
+    const int blocks = static_cast<int>(gridSize()), n = a.group.ranks, topk = a.area.topk;
+    const int mine = shared.tokens()[a.group.rank];
+    const int most = mine > shared.head().most ? mine : shared.head().most;
+    const int items = n * ((most + blocks - 1) / blocks);
+    for (int batch = 0; batch < items; batch += kPlaceBatch) {
+      // The first row of a peer is in flight while the slots are computed.
+      Vec16 seen{};
+      const Item firstPeer = itemAt(1);
+      if (batch == 0 && n > 1 && firstPeer.exists) {
+        seen = peekLine(stagedRow(a, a.group.rank, firstPeer.source, firstPeer.token, turn.epoch) +
+                            static_cast<std::size_t>(row.line(0)) * kLineSize,
+                        row.hasLine(0));
+      }
+      for (int i = static_cast<int>(warpId()); i < kPlaceBatch * topk; i += kLowLatencyWarps) {
+        const int place = i / topk;
+        const Item item = itemAt(batch + place);
+        if (batch + place < items && item.exists) findSlot(ids, place, item, i - place * topk);
+      }
+      syncBlock();
+      for (int place = 0; place < kPlaceBatch && batch + place < items; ++place) {
+        const Item item = itemAt(batch + place);
+        if (!item.exists || !isWanted(place)) continue;
+        const bool fromPeer = item.source != a.group.rank;
+        const bool isKnown = batch == 0 && (fromPeer ? place == 1 : place == 0 && !ownStaged());
+        placeRow(item, place, fromPeer ? seen : own, isKnown);
+      }
+      syncBlock();
+    }
+  }
+
+  /// The last block: counts and ranges of every local expert, a few experts at a time.
+  __device__ __forceinline__ void writeCounts() const {
+    const IdReader ids{a, shared, turn.epoch};
+    const int n = a.group.ranks, first = a.group.rank * a.expertsPerRank;
+    for (int s = static_cast<int>(threadIndex()); s < n; s += kLowLatencyThreads) {
+      a.sourceTokens[s] = shared.tokens()[s];
+    }
+    for (int e = static_cast<int>(warpId()); e < a.expertsPerRank; e += kLowLatencyWarps) {
+      int begin = 0;
+      for (int s = 0; s < n; ++s) {
+        const int count = ids.countOf(s, static_cast<std::uint32_t>(first + e));
+        if (laneId() == 0) {
+          a.layoutRange[static_cast<std::int64_t>(e) * n + s] =
+              static_cast<std::int64_t>(begin) << 32 | count;
+        }
+        begin += count;
+      }
+      if (laneId() != 0) continue;
+      a.recvCount[e] = begin;
+      if (a.expertTotals) a.expertTotals[e] += begin;
+    }
+  }
+};
+
+template <bool E4m3>
+__device__ void lowLatencyDispatchKernel(const LowLatencyDispatchArgs& a) {
+  using Block = DispatchBlock<E4m3>;
+  const LowLatencyGroup& g = a.group;
+  const DispatchShared shared{g.ranks, idUnitsOf(a.area), a.idsInShared,
+                              E4m3 ? e4m3Units(a.hidden) : 0};
+  const LowLatencyStart start = lowLatencyStart(g, LowLatencyKind::dispatch);
+  const bool last = blockIndex() == gridSize() - 1;
+  // The loads of the first row are on their way before the epoch is looked at.
+  typename Block::Loaded first{-1, {}};
+  if (sends(g.phase)) {
+    first = Block{a, shared, {}, {a.area.rowUnits}}.load(static_cast<int>(blockIndex()));
+  }
+  const LowLatencyTurn turn = lowLatencyTurn(g, start);
+  const Block block{a, shared, turn, {a.area.rowUnits}};
+  const bool idsFromSelf = block.ownStaged() || !a.idsInShared;
+  if (sends(g.phase) && !turn.broken && awaitRoom(g, LowLatencyKind::dispatch, start, turn)) {
+    if (last) pushIds(a, turn, idsFromSelf);
+    block.pushTokens(first);
+  }
+  if (receives(g.phase) && !turn.broken) {
+    awaitIds(a, shared, turn.epoch, idsFromSelf);
+    block.placeRows(first.unit);
+    if (last) block.writeCounts();
+  }
+  finishLowLatency(g, LowLatencyKind::dispatch, turn);
+}
+
+}  // namespace mscclpp::ep::MSCCLPP_PLATFORM_NS

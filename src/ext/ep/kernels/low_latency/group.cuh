@@ -1,0 +1,243 @@
+#pragma once
+
+#include <mscclpp/device/device.hpp>
+
+#include "../api.cuh"
+#include "../low_latency_api.cuh"
+#include "../report.cuh"
+
+/// What both low-latency kernels share: addresses, epochs, who waits for whom before areas are used
+/// again, and how work is dealt out to blocks.
+namespace mscclpp::ep::MSCCLPP_PLATFORM_NS {
+
+using namespace mscclpp::device;
+
+#if MSCCLPP_PLATFORM_CUDA
+/// One block per multiprocessor; a thread owns one unit of a row.
+inline constexpr int kLowLatencyThreads = 1024;
+#else
+inline constexpr int kLowLatencyThreads = 64;
+#endif
+inline constexpr int kLowLatencyWarps = kLowLatencyThreads / 32;
+/// Units that a block moves at a time, and where this thread's lies.
+inline constexpr int kUnitsPerPass = kLowLatencyThreads / kLineLanes * kLineUnits;
+
+__device__ __forceinline__ char* regionOf(const LowLatencyGroup& g, int rank) {
+  return rank < kInlineRanks ? g.regions[rank] : g.heaps[rank] + g.regionOffset;
+}
+__device__ __forceinline__ LowLatencyWords& wordsOf(const LowLatencyGroup& g) {
+  return *reinterpret_cast<LowLatencyWords*>(regionOf(g, g.rank) + g.plan.words());
+}
+/// What `writer` tells `owner`.
+__device__ __forceinline__ LowLatencyPeer& peerWords(const LowLatencyGroup& g, int owner,
+                                                     int writer) {
+  return *reinterpret_cast<LowLatencyPeer*>(regionOf(g, owner) + g.plan.peer(writer));
+}
+__device__ __forceinline__ bool isMasked(const LowLatencyGroup& g, int rank) {
+  return g.shrink && loadRelaxed(&peerWords(g, g.rank, rank).masked) != 0;
+}
+/// The rank that hosts an expert; -1 for none.
+template <class Args>
+__device__ __forceinline__ int ownerOf(const Args& a, std::int64_t expert) {
+  if (expert < 0 || expert >= a.experts) return -1;
+  const auto id = static_cast<std::uint32_t>(expert);
+  if (a.ownerMagic == 0) return static_cast<int>(id);
+  return static_cast<int>(static_cast<std::uint64_t>(id) * a.ownerMagic >> 32);
+}
+
+/// What a kernel has to know before it may write anything. All of it is loaded at once: at this
+/// size of a call every dependent load counts.
+struct LowLatencyStart {
+  std::uint64_t sent;
+  std::uint64_t received[2];
+  std::uint32_t broken;
+  std::uint32_t told[2], finished[2];  ///< of the peer that is this lane's number; see awaitRoom()
+};
+__device__ __forceinline__ const std::uint32_t* toldWord(const LowLatencyGroup& g,
+                                                         LowLatencyKind kind, int peer,
+                                                         unsigned parity) {
+  return &lineTail(regionOf(g, g.rank) + g.plan.hello(kind, ~parity & 1u, peer)).second;
+}
+__device__ __forceinline__ const std::uint32_t* finishedWord(const LowLatencyGroup& g,
+                                                             LowLatencyKind kind, int peer,
+                                                             unsigned parity) {
+  return &peerWords(g, g.rank, peer).finished[static_cast<int>(kind)][parity];
+}
+__device__ __forceinline__ LowLatencyStart lowLatencyStart(const LowLatencyGroup& g,
+                                                           LowLatencyKind kind) {
+  const LowLatencyWords& words = wordsOf(g);
+  const int k = static_cast<int>(kind), lane = static_cast<int>(laneId());
+  const int peer = lane < g.ranks ? lane : g.rank;
+  LowLatencyStart start;
+  start.sent = loadRelaxed(&words.sent[k]);
+  start.received[0] = loadRelaxed(&words.received[k][0]);
+  start.received[1] = loadRelaxed(&words.received[k][1]);
+  start.broken = loadRelaxed(&words.broken);
+#pragma unroll
+  for (unsigned parity = 0; parity < 2; ++parity) {
+    start.told[parity] = loadAcquire(toldWord(g, kind, peer, parity));
+    start.finished[parity] = loadAcquire(finishedWord(g, kind, peer, parity));
+  }
+  return start;
+}
+
+/// One call as this block sees it.
+struct LowLatencyTurn {
+  std::uint64_t epoch;
+  std::uint32_t finished;  ///< low bits of the last epoch of the other parity that is received
+  bool broken;             ///< an earlier call failed: tell nobody anything
+};
+__device__ __forceinline__ LowLatencyTurn lowLatencyTurn(const LowLatencyGroup& g,
+                                                         const LowLatencyStart& start) {
+  const std::uint64_t sent = start.sent / kEpochStep;
+  const std::uint64_t epoch = sends(g.phase) ? sent + 1 : sent - g.laterSends;
+  const unsigned other = static_cast<unsigned>(~epoch & 1);
+  const std::uint64_t calls = (other != 0 ? start.received[1] : start.received[0]) / kEpochStep;
+  return {epoch, static_cast<std::uint32_t>(epochOfCalls(calls, other)), start.broken != 0};
+}
+
+/// A wait for `peer` has failed: without shrink nothing that this rank tells from now on is true.
+__device__ __forceinline__ void giveUpOn(const LowLatencyGroup& g, int peer) {
+  if (g.shrink) {
+    storeRelaxed(&peerWords(g, g.rank, peer).masked, 1u);
+  } else {
+    storeRelaxed(&wordsOf(g).broken, 1u);
+  }
+}
+
+/// Waits of this kernel: with shrink they end by themselves, whatever the record says.
+__device__ __forceinline__ WaitControl waitControl(const LowLatencyGroup& g) {
+  WaitControl wait = g.wait;
+  if (g.shrink) wait.record = nullptr;
+  return wait;
+}
+__device__ __forceinline__ WaitPoint lowLatencyWait(WaitWhat what, int peer) {
+  return {static_cast<std::uint32_t>(what), peer};
+}
+
+__device__ __forceinline__ char* helloLine(const LowLatencyGroup& g, LowLatencyKind kind, int at,
+                                           int from, std::uint64_t epoch) {
+  return regionOf(g, at) + g.plan.hello(kind, epoch, from);
+}
+
+/// Before anything is written: the peers have read what lies there, that of two epochs ago. They
+/// say so in their hello of the epoch between or, when the halves of their calls are apart, in
+/// their words here. Every warp looks for itself. True if all have; a peer that has not in time is
+/// given up.
+__device__ __forceinline__ bool awaitRoom(const LowLatencyGroup& g, LowLatencyKind kind,
+                                          const LowLatencyStart& start,
+                                          const LowLatencyTurn& turn) {
+  const auto before = static_cast<std::uint32_t>(turn.epoch - 2);
+  const unsigned parity = static_cast<unsigned>(turn.epoch & 1);
+  const auto reached = [&](std::uint32_t finished) {
+    return static_cast<std::int32_t>(finished - before) >= 0;
+  };
+  bool good = true;
+  for (int base = 0; base < g.ranks; base += 32) {
+    const int peer = base + static_cast<int>(laneId());
+    if (peer >= g.ranks || peer == g.rank) continue;
+    const std::uint32_t told = parity != 0 ? start.told[1] : start.told[0];
+    const std::uint32_t finished = parity != 0 ? start.finished[1] : start.finished[0];
+    if (base == 0 && (reached(told) || reached(finished))) continue;
+    if (isMasked(g, peer)) continue;
+    const std::uint32_t* const toldAt = toldWord(g, kind, peer, parity);
+    const std::uint32_t* const finishedAt = finishedWord(g, kind, peer, parity);
+    const auto look = [&] {
+      return reached(loadAcquire(toldAt)) || reached(loadAcquire(finishedAt));
+    };
+    if (waitUntil(waitControl(g), look, lowLatencyWait(WaitWhat::lowLatencyRoom, peer), toldAt)) {
+      continue;
+    }
+    giveUpOn(g, peer);
+    good = g.shrink;
+  }
+  return all(good);
+}
+
+/// End of a kernel, called by all threads: the epoch advances when the last block is here. After a
+/// receive half alone the peers are told, since no later message of this rank may do it in time.
+__device__ __forceinline__ void finishLowLatency(const LowLatencyGroup& g, LowLatencyKind kind,
+                                                 const LowLatencyTurn& turn) {
+  syncBlock();  // every thread has read the epoch and done its part
+  if (warpId() != 0) return;
+  LowLatencyWords& words = wordsOf(g);
+  const int k = static_cast<int>(kind), parity = static_cast<int>(turn.epoch & 1);
+  const std::uint64_t share = blockIndex() != 0 ? g.share : kEpochStep - g.share * (gridSize() - 1);
+  bool last = false;
+  if (laneId() == 0) {
+    if (sends(g.phase)) fetchAddLocalRelaxed(&words.sent[k], share);
+    if (g.phase == LowLatencyPhase::receive) {
+      const std::uint64_t before = fetchAddLocalAcqRel(&words.received[k][parity], share);
+      last = (before + share) % kEpochStep == 0;
+    } else if (receives(g.phase)) {
+      fetchAddLocalRelaxed(&words.received[k][parity], share);
+    }
+  }
+  if (g.phase != LowLatencyPhase::receive || !any(last) || turn.broken) return;
+  for (int peer = static_cast<int>(laneId()); peer < g.ranks; peer += 32) {
+    if (peer == g.rank) continue;
+    storeRelease(&peerWords(g, peer, g.rank).finished[k][parity],
+                 static_cast<std::uint32_t>(turn.epoch));
+  }
+}
+
+/// A row as lines: this thread's unit of pass `pass`, and whether it holds one.
+struct RowUnits {
+  int units;
+
+  __device__ __forceinline__ int passes() const {
+    return (units + kUnitsPerPass - 1) / kUnitsPerPass;
+  }
+  __device__ __forceinline__ int line(int pass) const {
+    return pass * (kLowLatencyThreads / kLineLanes) + static_cast<int>(threadIndex()) / kLineLanes;
+  }
+  __device__ __forceinline__ int unit(int pass) const {
+    return line(pass) * kLineUnits + static_cast<int>(laneId()) % kLineLanes;
+  }
+  __device__ __forceinline__ bool hasLine(int pass) const {
+    return line(pass) * kLineUnits < units;
+  }
+  __device__ __forceinline__ bool hasUnit(int pass) const {
+    return laneId() % kLineLanes < kLineUnits && unit(pass) < units;
+  }
+};
+
+/// Tokens of peers are dealt out from the other end of the grid, so that with few tokens no block
+/// gets an own and a peer's. The last block has other duties and gets them last.
+__device__ __forceinline__ int firstPeerItem() {
+  const int blocks = static_cast<int>(gridSize()), block = static_cast<int>(blockIndex());
+  return blocks - 2 - block + (block == blocks - 1 ? blocks : 0);
+}
+struct TokenOf {
+  int source;
+  int token;
+};
+/// Item `j` of the peers' tokens, token by token.
+__device__ __forceinline__ TokenOf peerToken(const LowLatencyGroup& g, int j) {
+  const int peers = g.ranks - 1;
+  const int token =
+      peers == 1 ? j : static_cast<int>(static_cast<unsigned>(j) / static_cast<unsigned>(peers));
+  const int source = peers == 1 ? 0 : j - token * peers;
+  return {source + (source >= g.rank ? 1 : 0), token};
+}
+
+/// This lane's selection of a token, -1 = none. Loaded early, looked at late.
+template <class Args>
+__device__ __forceinline__ std::int64_t loadSelection(const Args& a, int token) {
+  const int lane = static_cast<int>(laneId());
+  if (lane >= a.area.topk) return -1;
+  return a.topkIdx[static_cast<std::int64_t>(token) * a.area.topk + lane];
+}
+/// Calls f(rank) once per rank that owns a selection, in the order of its first one. f runs in all
+/// lanes together. `selection`: what loadSelection() returned.
+template <class Args, class F>
+__device__ __forceinline__ void forEachOwner(const Args& a, std::int64_t selection, F&& f) {
+  const int owner = ownerOf(a, selection);
+  for (int k = 0; k < a.area.topk; ++k) {
+    const int rank = shuffle(owner, k);
+    const unsigned equal = ballot(owner == rank);
+    if (rank >= 0 && (equal & ((1u << k) - 1)) == 0) f(rank);
+  }
+}
+
+}  // namespace mscclpp::ep::MSCCLPP_PLATFORM_NS

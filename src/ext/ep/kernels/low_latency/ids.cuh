@@ -1,0 +1,297 @@
+#pragma once
+
+#include "group.cuh"
+
+/// Expert ids of all ranks: every rank sends its own to every other, and each computes the same
+/// slots from them. Nobody waits for an answer.
+namespace mscclpp::ep::MSCCLPP_PLATFORM_NS {
+
+/// Items that a block places together: their selections' slots are found by all its warps.
+inline constexpr int kPlaceBatch = 4;
+
+/// A block's shared memory: head, tokens and missing [ranks], then ids [ranks][units] or nothing,
+/// then a quantised row.
+struct DispatchShared {
+  struct Head {
+    int most;  ///< tokens of the peer that has most
+    std::int32_t slot[kPlaceBatch][kMaxLowLatencyTopk];
+    std::int32_t expert[kPlaceBatch][kMaxLowLatencyTopk];  ///< of the slot, among the local ones
+  };
+  int ranks;
+  int idUnits;  ///< of one rank
+  bool idsHere;
+  int rowUnits;  ///< 0: not quantised
+
+  constexpr std::size_t tokensAt() const { return alignUp(sizeof(Head), 16); }
+  constexpr std::size_t missingAt() const {
+    return tokensAt() + alignUp(static_cast<std::size_t>(ranks) * 4, 16);
+  }
+  constexpr std::size_t idsAt() const {
+    return missingAt() + alignUp(static_cast<std::size_t>(ranks) * 4, 16);
+  }
+  constexpr std::size_t rowAt() const {
+    return idsAt() +
+           (idsHere ? static_cast<std::size_t>(ranks) * static_cast<std::size_t>(idUnits) * 16 : 0);
+  }
+  constexpr std::size_t total() const { return rowAt() + static_cast<std::size_t>(rowUnits) * 16; }
+
+  __device__ __forceinline__ Head& head() const { return sharedStorage<Head>(); }
+  __device__ __forceinline__ int* tokens() const {
+    return reinterpret_cast<int*>(sharedBytes(tokensAt(), static_cast<std::size_t>(ranks) * 4));
+  }
+  /// 1: something of the source did not come.
+  __device__ __forceinline__ std::uint32_t* missing() const {
+    return reinterpret_cast<std::uint32_t*>(
+        sharedBytes(missingAt(), static_cast<std::size_t>(ranks) * 4));
+  }
+  __device__ __forceinline__ Vec16* ids(int source) const {
+    return reinterpret_cast<Vec16*>(sharedBytes(
+        idsAt() + static_cast<std::size_t>(source) * static_cast<std::size_t>(idUnits) * 16,
+        static_cast<std::size_t>(idUnits) * 16));
+  }
+  __device__ __forceinline__ Vec16* row() const {
+    return reinterpret_cast<Vec16*>(sharedBytes(rowAt(), static_cast<std::size_t>(rowUnits) * 16));
+  }
+};
+constexpr int idUnitsOf(const DispatchArea& area) {
+  return area.idLines() * kLineUnits;
+}
+
+__device__ __forceinline__ char* dispatchArea(const LowLatencyDispatchArgs& a, int at,
+                                              std::uint64_t epoch) {
+  return regionOf(a.group, at) + a.group.plan.area(LowLatencyKind::dispatch, epoch);
+}
+__device__ __forceinline__ char* idLine(const LowLatencyDispatchArgs& a, int at, int source,
+                                        int line, std::uint64_t epoch) {
+  if (line == 0) return helloLine(a.group, LowLatencyKind::dispatch, at, source, epoch);
+  return dispatchArea(a, at, epoch) + a.area.ids(source, line);
+}
+__device__ __forceinline__ char* stagedRow(const LowLatencyDispatchArgs& a, int at, int source,
+                                           int token, std::uint64_t epoch) {
+  return dispatchArea(a, at, epoch) + a.area.row(source, token);
+}
+
+__device__ __forceinline__ std::uint32_t packedId(const LowLatencyDispatchArgs& a, int index) {
+  if (index >= a.tokens * a.area.topk) return kNoExpert;
+  const std::int64_t expert = a.topkIdx[index];
+  if (expert >= 0 && expert < a.experts) return static_cast<std::uint32_t>(expert);
+  if (expert != -1) {
+    reportFailure(a.group.wait, lowLatencyWait(WaitWhat::invalidExpert, a.group.rank),
+                  static_cast<std::uint64_t>(a.experts), static_cast<std::uint64_t>(expert));
+  }
+  return kNoExpert;
+}
+/// Eight of this rank's own ids.
+__device__ __forceinline__ Vec16 ownIdUnit(const LowLatencyDispatchArgs& a, int unit) {
+  Vec16 ids;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const int index = unit * kIdsPerUnit + 2 * i;
+    ids.w[i] = packedId(a, index) | packedId(a, index + 1) << 16;
+  }
+  return ids;
+}
+
+/// Lines that `tokens` tokens fill; one at least.
+__device__ __forceinline__ int usedIdLines(const LowLatencyDispatchArgs& a, int tokens) {
+  const int lines = (tokens * a.area.topk + kIdsPerLine - 1) / kIdsPerLine;
+  return lines > 0 ? lines : 1;
+}
+
+/// The last block's first duty: everybody waits for the ids.
+__device__ __forceinline__ void pushIds(const LowLatencyDispatchArgs& a, const LowLatencyTurn& turn,
+                                        bool toSelf) {
+  const int lines = usedIdLines(a, a.tokens);
+  for (int base = static_cast<int>(warpId()) * 4; base < lines; base += kLowLatencyWarps * 4) {
+    const int line = base + static_cast<int>(laneId()) / kLineLanes;
+    const int lane = static_cast<int>(laneId()) % kLineLanes;
+    Vec16 unit{{static_cast<std::uint32_t>(a.tokens) | a.shapeHash << kHelloTokenBits,
+                turn.finished, 0, 0}};
+    if (lane < kLineUnits) unit = ownIdUnit(a, line * kLineUnits + lane);
+    for (int i = 0; i < a.group.ranks; ++i) {
+      const int peer =
+          a.group.rank + i < a.group.ranks ? a.group.rank + i : a.group.rank + i - a.group.ranks;
+      if (peer == a.group.rank && !toSelf) continue;
+      pushLine(idLine(a, peer, a.group.rank, line, turn.epoch), unit, turn.epoch, line < lines,
+               a.group.writes);
+    }
+  }
+}
+
+/// Four lines of a source's ids, and its hello, which says how many there are. A whole warp. False:
+/// they did not come in time.
+__device__ __forceinline__ bool awaitIdLines(const LowLatencyDispatchArgs& a,
+                                             const DispatchShared& shared, std::uint64_t epoch,
+                                             int source, int firstLine) {
+  const LowLatencyGroup& g = a.group;
+  const WaitControl wait = waitControl(g);
+  const WaitPoint point = lowLatencyWait(WaitWhat::lowLatencyIds, source);
+  const int lane = static_cast<int>(laneId()) % kLineLanes;
+  const int line = firstLine + static_cast<int>(laneId()) / kLineLanes;
+  const bool inside = line < a.area.idLines();
+  const void* const hello = idLine(a, g.rank, source, 0, epoch);
+  const void* const mine = idLine(a, g.rank, source, inside ? line : 0, epoch);
+  // Both are in flight together; most often they arrive together too.
+  Vec16 unit = peekLine(mine, inside && line != 0), head = peekLine(hello, true);
+  if (!pullLine(wait, hello, head, epoch, true, point, g.writes)) return false;
+  const std::uint32_t told = shuffle(head.w[0], kLineUnits);
+  if ((told ^ a.shapeHash << kHelloTokenBits) >> kHelloTokenBits != 0) {
+    if (laneId() == 0) {
+      reportFailure(g.wait, lowLatencyWait(WaitWhat::lowLatencyShape, source), a.shapeHash,
+                    told >> kHelloTokenBits);
+    }
+    return false;
+  }
+  const int tokens = static_cast<int>(told & ((1u << kHelloTokenBits) - 1));
+  const bool wanted = line != 0 && line < usedIdLines(a, tokens);
+  if (any(wanted) && !pullLine(wait, mine, unit, epoch, wanted, point, g.writes)) return false;
+  if (line == 0) unit = head;
+  if (lane == kLineUnits) {
+    if (line == 0) shared.tokens()[source] = tokens;
+  } else if (shared.idsHere && (line == 0 || wanted)) {
+    shared.ids(source)[line * kLineUnits + lane] = unit;
+  }
+  return true;
+}
+
+/// All of awaitIdLines() for one block; a source that did not come is noted in `missing`.
+__device__ __forceinline__ void awaitSources(const LowLatencyDispatchArgs& a,
+                                             const DispatchShared& shared, std::uint64_t epoch,
+                                             bool fromSelf) {
+  const LowLatencyGroup& g = a.group;
+  const int warpsPerSource = (a.area.idLines() + 3) / 4;
+  const int sources = fromSelf ? g.ranks : g.ranks - 1;
+  const std::uint64_t start = a.waitTotals ? nanoseconds() : 0;
+  for (int i = static_cast<int>(warpId()); i < sources * warpsPerSource; i += kLowLatencyWarps) {
+    int source = i / warpsPerSource;
+    const int part = i - source * warpsPerSource;
+    if (!fromSelf && source >= g.rank) ++source;
+    if (isMasked(g, source)) {
+      if (laneId() == 0) storeRelaxed(&shared.missing()[source], 1u);
+      continue;
+    }
+    if (!awaitIdLines(a, shared, epoch, source, part * 4) && laneId() == 0) {
+      storeRelaxed(&shared.missing()[source], 1u);
+    }
+    if (a.waitTotals && part == 0 && laneId() == 0 && blockIndex() == gridSize() - 1) {
+      fetchAddLocalRelaxed(&a.waitTotals[source], static_cast<std::int64_t>(nanoseconds() - start));
+    }
+  }
+}
+
+/// Sources of which something is missing take no part. With shrink all blocks must agree on that,
+/// or they would give different slots to the same row: the first block that knows decides for all,
+/// and if it had everything, then everything is here by now for the others too.
+__device__ __forceinline__ void settleSources(const LowLatencyDispatchArgs& a,
+                                              const DispatchShared& shared, std::uint64_t epoch) {
+  const LowLatencyGroup& g = a.group;
+  for (int s = static_cast<int>(threadIndex()); s < g.ranks; s += kLowLatencyThreads) {
+    const bool missing = loadRelaxed(&shared.missing()[s]) != 0;
+    bool absent = missing;
+    if (g.shrink && s != g.rank) {
+      std::uint64_t* const verdict = &peerWords(g, g.rank, s).verdict;
+      const std::uint64_t mine = 2 * epoch + (missing ? 1 : 0);
+      std::uint64_t seen = loadAcquire(verdict);
+      while (seen / 2 != epoch && !compareExchangeAcqRel(verdict, seen, mine)) {
+      }
+      absent = (seen / 2 == epoch ? seen : mine) % 2 != 0;
+    }
+    if (absent) {
+      shared.tokens()[s] = 0;
+      giveUpOn(g, s);
+    }
+    storeRelaxed(&shared.missing()[s], missing && !absent ? 1u : 0u);
+  }
+  syncBlock();
+  if (!g.shrink) return;
+  for (int s = 0; s < g.ranks; ++s) {
+    if (loadRelaxed(&shared.missing()[s]) == 0) continue;
+    for (int line = static_cast<int>(warpId()) * 4; line < a.area.idLines();
+         line += kLowLatencyWarps * 4) {
+      awaitIdLines(a, shared, epoch, s, line);
+    }
+  }
+  syncBlock();
+}
+
+/// Every rank's ids, in shared memory or, when they do not fit, as verified lines of the area.
+/// `fromSelf`: this rank's own come that way too.
+__device__ __forceinline__ void awaitIds(const LowLatencyDispatchArgs& a,
+                                         const DispatchShared& shared, std::uint64_t epoch,
+                                         bool fromSelf) {
+  const LowLatencyGroup& g = a.group;
+  for (int s = static_cast<int>(threadIndex()); s < g.ranks; s += kLowLatencyThreads) {
+    storeRelaxed(&shared.missing()[s], 0u);
+  }
+  if (threadIndex() == 0) shared.tokens()[g.rank] = a.tokens;
+  syncBlock();
+  awaitSources(a, shared, epoch, fromSelf);
+  if (!fromSelf && shared.idsHere) {
+    const int units = (a.tokens * a.area.topk + kIdsPerUnit - 1) / kIdsPerUnit;
+    for (int u = static_cast<int>(threadIndex()); u < units; u += kLowLatencyThreads) {
+      shared.ids(g.rank)[u] = ownIdUnit(a, u);
+    }
+  }
+  syncBlock();
+  settleSources(a, shared, epoch);
+  if (threadIndex() == 0) {
+    int most = 0;
+    for (int s = 0; s < g.ranks; ++s) {
+      if (s != g.rank && shared.tokens()[s] > most) most = shared.tokens()[s];
+    }
+    shared.head().most = most;
+  }
+  syncBlock();
+}
+
+/// The ids of all ranks once awaitIds() has returned.
+struct IdReader {
+  const LowLatencyDispatchArgs& a;
+  const DispatchShared& shared;
+  std::uint64_t epoch;
+
+  __device__ __forceinline__ Vec16 unit(int source, int index) const {
+    if (shared.idsHere) return shared.ids(source)[index];
+    const int line = index / kLineUnits;
+    return loadLineUnit(idLine(a, a.group.rank, source, line, epoch), index - line * kLineUnits);
+  }
+  __device__ __forceinline__ std::uint32_t id(int source, int index) const {
+    const Vec16 ids = unit(source, index / kIdsPerUnit);
+    const int i = index % kIdsPerUnit;
+    return ids.w[i / 2] >> (i % 2 * 16) & 0xFFFFu;
+  }
+  /// How many of the first `ids` selections of `source` are of `expert`; this lane's share.
+  __device__ __forceinline__ std::uint32_t countShare(int source, int ids,
+                                                      std::uint32_t expert) const {
+    const int lane = static_cast<int>(laneId()), whole = ids / kIdsPerUnit;
+    const std::uint32_t pattern = expert | expert << 16;
+    std::uint32_t equal = 0;
+#pragma unroll 4
+    for (int u = lane; u < whole; u += 32) {
+      const Vec16 q = unit(source, u);
+      // min(a ^ b, 1) in each half counts the ids that differ.
+      const std::uint32_t differ =
+          minHalves(q.w[0] ^ pattern, 0x10001u) + minHalves(q.w[1] ^ pattern, 0x10001u) +
+          minHalves(q.w[2] ^ pattern, 0x10001u) + minHalves(q.w[3] ^ pattern, 0x10001u);
+      equal += kIdsPerUnit - (differ & 0xFFFFu) - (differ >> 16);
+    }
+    if (lane < ids % kIdsPerUnit && id(source, whole * kIdsPerUnit + lane) == expert) ++equal;
+    return equal;
+  }
+  /// How many selections of `expert` come before selection `index` of `source`: all of lower
+  /// sources, and earlier ones of this source. A whole warp.
+  __device__ __forceinline__ int before(int source, int index, std::uint32_t expert) const {
+    std::uint32_t equal = countShare(source, index, expert);
+    for (int s = 0; s < source; ++s) {
+      equal += countShare(s, shared.tokens()[s] * a.area.topk, expert);
+    }
+    return static_cast<int>(sumWarp(equal));
+  }
+  /// All selections of `expert` by `source`. A whole warp.
+  __device__ __forceinline__ int countOf(int source, std::uint32_t expert) const {
+    return static_cast<int>(
+        sumWarp(countShare(source, shared.tokens()[source] * a.area.topk, expert)));
+  }
+};
+
+}  // namespace mscclpp::ep::MSCCLPP_PLATFORM_NS

@@ -1,0 +1,18 @@
+#pragma once
+
+#include <mscclpp/ext/ep/low_latency.hpp>
+
+namespace mscclpp::ep {
+
+struct LowLatencyHandleState {
+  std::uint64_t groupId = 0;  ///< of the Buffer that made it
+  int maxTokens = 0;
+  int hidden = 0;
+  int topk = 0;
+  int experts = 0;
+  Tensor sourceInfo, layoutRange;
+  Tensor slots;         ///< i32 [ranks, maxTokens, topk]
+  Tensor sourceTokens;  ///< i32 [ranks]
+};
+
+}  // namespace mscclpp::ep

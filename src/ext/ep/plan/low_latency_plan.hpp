@@ -1,0 +1,178 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include <mscclpp/device/line_types.hpp>
+
+#include "memory_plan.hpp"
+
+/// The low-latency region of the symmetric heap. It is made of lines (device/line.hpp) only, at
+/// places that the region's size alone decides: whatever shapes later calls have, an epoch is never
+/// looked for where another call's payload may lie. Nothing is cleaned between calls.
+namespace mscclpp::ep {
+
+/// Both directions have their own epochs, areas and counters.
+enum class LowLatencyKind : std::uint32_t { dispatch, combine };
+inline constexpr int kLowLatencyKinds = 2;
+
+/// What all blocks of one kernel add to an epoch counter together.
+inline constexpr std::uint64_t kEpochStep = std::uint64_t{1} << 20;
+
+/// Words of this rank's own kernels. A counter holds (calls finished) * kEpochStep; every block
+/// adds its share when it ends, so that all blocks of a call read the same epoch, with any grid.
+/// Receive halves are counted by the parity of their epoch: two calls may be under way, and the
+/// later one may be received first.
+struct alignas(kLineBytes) LowLatencyWords {
+  std::uint64_t sent[kLowLatencyKinds];
+  std::uint64_t received[kLowLatencyKinds][2];
+  std::uint32_t broken;  ///< a wait has failed: later kernels tell peers nothing
+};
+/// The last epoch of this parity among the first `calls` of them.
+constexpr std::uint64_t epochOfCalls(std::uint64_t calls, unsigned parity) {
+  return 2 * calls - parity;
+}
+constexpr std::uint64_t callsUntil(std::uint64_t epoch, unsigned parity) {
+  return (epoch + parity) / 2;
+}
+/// What a peer writes here, and what this rank has decided about it.
+struct alignas(kLineBytes) LowLatencyPeer {
+  /// By the peer's receive halves: the last epoch of this parity that it has finished (low bits).
+  std::uint32_t finished[kLowLatencyKinds][2];
+  std::uint64_t verdict;  ///< 2 * epoch + (its ids did not come in time); see settleSources()
+  std::uint32_t masked;   ///< this rank does without the peer
+};
+
+constexpr std::size_t linesFor(std::size_t units) {
+  return ceilDiv(units, device::kLineUnits);
+}
+/// Expert ids travel as 16 bits, 8 to a unit.
+inline constexpr int kIdsPerUnit = 8;
+inline constexpr int kIdsPerLine = kIdsPerUnit * device::kLineUnits;
+inline constexpr std::uint16_t kNoExpert = 0xFFFF;
+inline constexpr int kMaxLowLatencyExperts = kNoExpert;
+inline constexpr int kMaxLowLatencyTokens = 4096;
+inline constexpr int kMaxLowLatencyTopk = 32;
+inline constexpr int kMaxLowLatencyHidden = 131072;
+inline constexpr int kWeightsPerLine = 4 * device::kLineUnits;
+
+/// Units of a row: bf16 values, or e4m3 values and then their scales, 4 to a unit.
+constexpr int bf16Units(int hidden) {
+  return hidden / 8;
+}
+constexpr int e4m3ValueUnits(int hidden) {
+  return (hidden + 15) / 16;
+}
+constexpr int scaleBlocks(int hidden) {
+  return (hidden + 127) / 128;
+}
+constexpr int e4m3Units(int hidden) {
+  return e4m3ValueUnits(hidden) + (scaleBlocks(hidden) + 3) / 4;
+}
+
+/// Offsets inside a dispatch area: per source, its ids after the first line of them, and its rows.
+struct DispatchArea {
+  int ranks = 1;
+  int maxTokens = 0;
+  int topk = 0;
+  int rowUnits = 0;
+
+  /// At least one: its tail tells how many tokens there are.
+  constexpr int idLines() const {
+    const int lines = static_cast<int>(
+        ceilDiv(static_cast<std::size_t>(maxTokens) * static_cast<std::size_t>(topk), kIdsPerLine));
+    return lines > 0 ? lines : 1;
+  }
+  constexpr int rowLines() const {
+    return static_cast<int>(linesFor(static_cast<std::size_t>(rowUnits)));
+  }
+  constexpr std::size_t rowBytes() const {
+    return static_cast<std::size_t>(rowLines()) * device::kLineSize;
+  }
+  /// Of line `line` >= 1; the first one is the source's hello.
+  constexpr std::size_t ids(int source, int line) const {
+    return (static_cast<std::size_t>(source) * static_cast<std::size_t>(idLines() - 1) +
+            static_cast<std::size_t>(line - 1)) *
+           device::kLineSize;
+  }
+  constexpr std::size_t row(int source, int token) const {
+    return ids(ranks, 1) + (static_cast<std::size_t>(source) * static_cast<std::size_t>(maxTokens) +
+                            static_cast<std::size_t>(token)) *
+                               rowBytes();
+  }
+  constexpr std::size_t total() const { return row(ranks, 0); }
+};
+
+/// Offsets inside a combine area: per home, the weights of its tokens; per expert rank, its partial
+/// sums of this rank's tokens; and this rank's own partial sums.
+struct CombineArea {
+  int ranks = 1;
+  int maxTokens = 0;
+  int topk = 0;
+  int rowUnits = 0;
+
+  constexpr int weightLines() const {
+    return static_cast<int>(ceilDiv(static_cast<std::size_t>(topk), kWeightsPerLine));
+  }
+  constexpr int rowLines() const {
+    return static_cast<int>(linesFor(static_cast<std::size_t>(rowUnits)));
+  }
+  constexpr std::size_t rowBytes() const {
+    return static_cast<std::size_t>(rowLines()) * device::kLineSize;
+  }
+  constexpr std::size_t weights(int home, int token) const {
+    return (static_cast<std::size_t>(home) * static_cast<std::size_t>(maxTokens) +
+            static_cast<std::size_t>(token)) *
+           static_cast<std::size_t>(weightLines()) * device::kLineSize;
+  }
+  constexpr std::size_t partial(int from, int token) const {
+    return weights(ranks, 0) +
+           (static_cast<std::size_t>(from) * static_cast<std::size_t>(maxTokens) +
+            static_cast<std::size_t>(token)) *
+               rowBytes();
+  }
+  /// Own sums between the halves of a call: fp32, so that halves and whole calls give equal bits.
+  constexpr std::size_t ownSum(int token) const {
+    return partial(ranks, 0) + static_cast<std::size_t>(token) *
+                                   static_cast<std::size_t>(rowUnits) * 2 * sizeof(device::Vec16);
+  }
+  constexpr std::size_t total() const { return alignUp(ownSum(maxTokens), device::kLineSize); }
+};
+
+/// The region: words, peers' words, hellos, then four areas of equal size: (dispatch, combine) x
+/// (even, odd epochs). A hello is a peer's first line of a call: its tail tells how many tokens it
+/// has (dispatch), and which epoch of the other parity it has finished.
+struct LowLatencyPlan {
+  int ranks = 1;
+  std::uint64_t bytes = 0;  ///< of the region; 0 = there is none
+
+  constexpr std::size_t words() const { return 0; }
+  constexpr std::size_t peer(int rank) const {
+    return sizeof(LowLatencyWords) + static_cast<std::size_t>(rank) * sizeof(LowLatencyPeer);
+  }
+  constexpr std::size_t hello(LowLatencyKind kind, std::uint64_t epoch, int from) const {
+    return peer(ranks) +
+           ((2 * static_cast<std::size_t>(kind) + static_cast<std::size_t>(epoch & 1)) *
+                static_cast<std::size_t>(ranks) +
+            static_cast<std::size_t>(from)) *
+               device::kLineSize;
+  }
+  constexpr std::size_t head() const {
+    return peer(ranks) + 4 * static_cast<std::size_t>(ranks) * device::kLineSize;
+  }
+  constexpr std::size_t areaBytes() const {
+    return bytes > head() ? (static_cast<std::size_t>(bytes) - head()) / 4 / device::kLineSize *
+                                device::kLineSize
+                          : 0;
+  }
+  constexpr std::size_t area(LowLatencyKind kind, std::uint64_t epoch) const {
+    return head() +
+           (2 * static_cast<std::size_t>(kind) + static_cast<std::size_t>(epoch & 1)) * areaBytes();
+  }
+  /// Bytes of a region whose areas hold `most` bytes.
+  static constexpr std::size_t bytesFor(int ranks, std::size_t most) {
+    return LowLatencyPlan{ranks, 0}.head() + 4 * alignUp(most, device::kLineSize);
+  }
+};
+
+}  // namespace mscclpp::ep
