@@ -26,6 +26,7 @@ class Device;
 
 namespace detail {
 class EventBackend;
+class GraphBackend;
 class StreamBackend;
 }  // namespace detail
 
@@ -53,6 +54,19 @@ class Event {
 
  private:
   std::shared_ptr<detail::EventBackend> backend_;
+};
+
+/// Work that was recorded once and is enqueued as a whole: a shared handle, copied freely. A
+/// default-made Graph is null.
+class Graph {
+ public:
+  Graph() = default;
+  explicit Graph(std::shared_ptr<detail::GraphBackend> backend) : backend_(std::move(backend)) {}
+  explicit operator bool() const noexcept { return backend_ != nullptr; }
+  const std::shared_ptr<detail::GraphBackend>& backend() const noexcept { return backend_; }
+
+ private:
+  std::shared_ptr<detail::GraphBackend> backend_;
 };
 
 /// Work in order on a device. Owns its native stream (Device::createStream) or borrows it
@@ -85,6 +99,12 @@ class Stream {
   void wait(const Event& event);
   /// Blocks the host thread until everything enqueued is done. @throws on a failed device.
   void synchronize();
+  /// Records what `enqueue` puts on this stream, and on streams that fork from it and join it
+  /// again, without running it. Blocks until the graph is ready. CUDA only.
+  /// @throws Error unsupported on the CPU platform; what `enqueue` throws.
+  Graph capture(const std::function<void()>& enqueue);
+  /// Enqueues a captured graph. Does not block.
+  void launch(const Graph& graph);
   /// Runs `action` on a host thread in stream order. It must not throw, and must not call the
   /// device.
   void runOnHost(std::function<void()> action);

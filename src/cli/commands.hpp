@@ -17,6 +17,7 @@ using Action = std::function<int()>;
 /// as CLI::ValidationError is a bad option.
 void addDemo(CLI::App& app, const std::vector<std::string>& arguments, Action& action);
 void addBench(CLI::App& app, const std::vector<std::string>& arguments, Action& action);
+void addLowLatencyBench(CLI::App& app, const std::vector<std::string>& arguments, Action& action);
 void addInfo(CLI::App& app, Action& action);
 
 /// --member, which is not for people.

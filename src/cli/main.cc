@@ -34,10 +34,11 @@ int run(int argc, char** argv) {
   Action action;
   addDemo(app, arguments, action);
   addBench(app, arguments, action);
+  addLowLatencyBench(app, arguments, action);
   addInfo(app, action);
   try {
     app.parse(argc, argv);
-    if (!action) throw CLI::RequiredError("A subcommand (demo, bench or info)");
+    if (!action) throw CLI::RequiredError("A subcommand (demo, bench, bench-ll or info)");
     return action();
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? kSuccess : kBadUsage;

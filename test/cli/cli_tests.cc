@@ -130,7 +130,7 @@ TEST(BadOptions, AreRefusedWithWhatIsAllowed) {
   const TemporaryFile empty;
   const std::string emptyText = fmt::format("demo --text '{}'", empty.path());
   const BadCase cases[] = {
-      {"", "demo, bench or info"},
+      {"", "demo, bench, bench-ll or info"},
       {"dance", "dance"},
       {"demo --ranks 0", "1 (to|-) 64"},
       {"demo --ranks two", "two"},

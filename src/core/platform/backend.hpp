@@ -22,6 +22,14 @@ class EventBackend {
   virtual void* native() const noexcept = 0;
 };
 
+class GraphBackend {
+ public:
+  GraphBackend() = default;
+  GraphBackend(const GraphBackend&) = delete;
+  GraphBackend& operator=(const GraphBackend&) = delete;
+  virtual ~GraphBackend() = default;
+};
+
 class StreamBackend {
  public:
   StreamBackend() = default;
@@ -35,6 +43,8 @@ class StreamBackend {
   virtual void wait(const EventBackend& event) = 0;
   virtual void synchronize() = 0;
   virtual void runOnHost(std::function<void()> action) = 0;
+  virtual std::shared_ptr<GraphBackend> capture(const std::function<void()>& enqueue);
+  virtual void launch(const GraphBackend& graph);
 };
 
 std::shared_ptr<Device> makeCpuDevice();

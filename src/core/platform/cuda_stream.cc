@@ -74,6 +74,42 @@ double CudaEvent::elapsedMs(const EventBackend& since) const {
   return milliseconds;
 }
 
+CudaGraph::~CudaGraph() {
+  runNoThrow("destroying a CUDA graph", [this] {
+    const CurrentDevice current(deviceIndex_);
+    cudaLog(cudaGraphExecDestroy(executable_), "cudaGraphExecDestroy");
+  });
+}
+
+std::shared_ptr<GraphBackend> CudaStream::capture(const std::function<void()>& enqueue) {
+  const CurrentDevice current(device_->index());
+  cudaTry(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal),
+          "cudaStreamBeginCapture");
+  cudaGraph_t graph = nullptr;
+  try {
+    enqueue();
+  } catch (...) {  // the capture must end, or the stream stays useless
+    static_cast<void>(cudaStreamEndCapture(stream_, &graph));
+    if (graph != nullptr) static_cast<void>(cudaGraphDestroy(graph));
+    static_cast<void>(cudaGetLastError());
+    throw;
+  }
+  cudaTry(cudaStreamEndCapture(stream_, &graph), "cudaStreamEndCapture");
+  cudaGraphExec_t executable = nullptr;
+  const cudaError_t result = cudaGraphInstantiate(&executable, graph, 0);
+  cudaLog(cudaGraphDestroy(graph), "cudaGraphDestroy");
+  cudaTry(result, "cudaGraphInstantiate");
+  auto made = std::make_shared<CudaGraph>(device_->index(), executable);
+  cudaTry(cudaGraphUpload(executable, stream_), "cudaGraphUpload");
+  cudaTry(cudaStreamSynchronize(stream_), "cudaStreamSynchronize");
+  return made;
+}
+
+void CudaStream::launch(const GraphBackend& graph) {
+  cudaTry(cudaGraphLaunch(static_cast<const CudaGraph&>(graph).executable(), stream_),
+          "cudaGraphLaunch");
+}
+
 CudaStream::~CudaStream() {
   if (!owned_) return;
   runNoThrow("destroying a CUDA stream", [this] {

@@ -46,6 +46,19 @@ class CudaEvent final : public EventBackend {
   cudaEvent_t event_;
 };
 
+class CudaGraph final : public GraphBackend {
+ public:
+  /// Takes `executable` over.
+  CudaGraph(int deviceIndex, cudaGraphExec_t executable)
+      : deviceIndex_(deviceIndex), executable_(executable) {}
+  ~CudaGraph() override;
+  cudaGraphExec_t executable() const noexcept { return executable_; }
+
+ private:
+  int deviceIndex_;
+  cudaGraphExec_t executable_;
+};
+
 class CudaStream final : public StreamBackend {
  public:
   CudaStream(std::shared_ptr<Device> device, std::shared_ptr<CudaEventPool> events,
@@ -58,6 +71,8 @@ class CudaStream final : public StreamBackend {
   void wait(const EventBackend& event) override;
   void synchronize() override;
   void runOnHost(std::function<void()> action) override;
+  std::shared_ptr<GraphBackend> capture(const std::function<void()>& enqueue) override;
+  void launch(const GraphBackend& graph) override;
 
  private:
   std::shared_ptr<Device> device_;

@@ -72,6 +72,20 @@ void Stream::wait(const Event& event) {
 void Stream::synchronize() {
   backend_->synchronize();
 }
+Graph Stream::capture(const std::function<void()>& enqueue) {
+  return Graph(backend_->capture(enqueue));
+}
+void Stream::launch(const Graph& graph) {
+  check(static_cast<bool>(graph), ErrorCode::invalidArgument, "Stream::launch: the graph is null");
+  backend_->launch(*graph.backend());
+}
+std::shared_ptr<detail::GraphBackend> detail::StreamBackend::capture(const std::function<void()>&) {
+  fail(ErrorCode::unsupported, "graphs can be captured on the platform cuda only, not on {}",
+       toString(device().platform()));
+}
+void detail::StreamBackend::launch(const GraphBackend&) {
+  fail(ErrorCode::unsupported, "the platform {} has no graphs", toString(device().platform()));
+}
 void Stream::runOnHost(std::function<void()> action) {
   backend_->runOnHost(std::move(action));
 }

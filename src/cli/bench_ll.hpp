@@ -1,0 +1,49 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include <mscclpp/platform.hpp>
+
+#include "ranks.hpp"
+
+namespace mscclpp::ep::cli {
+
+struct LowLatencyBenchOptions {
+  Platform platform = Platform::cpu;
+  int ranks = 2;
+  std::vector<int> tokens;  ///< per rank, one line each
+  int hidden = 7168;
+  int topk = 8;
+  int experts = 288;
+  int calls = 20;       ///< per graph (cuda), or per timing (cpu)
+  int iterations = 40;  ///< timings
+  int numSms = 0;
+  bool processes = false;
+  bool plantError = false;  ///< expects something else than is sent
+  std::uint64_t seed = 1;
+  std::string jsonPath;
+};
+
+/// Microseconds per call: median over the timings of the slowest rank's, and their spread.
+struct LowLatencyTime {
+  double median = 0, least = 0, most = 0;
+};
+
+struct LowLatencyLine {
+  int tokens = 0;
+  bool fp8 = false;
+  bool correct = true;
+  LowLatencyTime dispatch, combine, pair, halves;
+  double dispatchBytes = 0, combineBytes = 0;  ///< deep_ep's: one row per selection, rank 0's
+  double dispatchWire = 0, combineWire = 0;    ///< what really goes to other ranks
+};
+
+int runLowLatencyBench(const LowLatencyBenchOptions& options, const RankContext& context);
+std::string formatLowLatency(const LowLatencyBenchOptions& options,
+                             const std::vector<LowLatencyLine>& lines, const std::string& device);
+std::string lowLatencyJson(const LowLatencyBenchOptions& options,
+                           const std::vector<LowLatencyLine>& lines, const std::string& device);
+
+}  // namespace mscclpp::ep::cli
