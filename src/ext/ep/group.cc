@@ -233,6 +233,7 @@ void Group::initialiseLowLatency() {
 LowLatencyGroup Group::lowLatencyArgs() const {
   LowLatencyGroup args;
   args.heaps = static_cast<char* const*>(heapTable_.get());
+  args.region = lowLatencyRegion();
   args.regionOffset = plan_.lowLatency();
   for (int r = 0; r < std::min(ranks(), kInlineRanks); ++r) {
     args.regions[r] =

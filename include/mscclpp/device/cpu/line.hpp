@@ -71,6 +71,10 @@ inline bool pullLine(const WaitControl& control, const void* line, Vec16& unit, 
   return true;
 }
 
+inline uint32_t loadPermission(const uint32_t* word) {
+  return loadAcquire(word);
+}
+
 /// For looking at `second`.
 inline const LineTail& lineTail(const void* line) {
   return *reinterpret_cast<const LineTail*>(static_cast<const char*>(line) +

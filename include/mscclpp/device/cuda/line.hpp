@@ -109,6 +109,12 @@ __device__ __forceinline__ bool pullLine(const WaitControl& control, const void*
   return true;
 }
 
+/// A word that says that memory may be written again. Stores are never ahead of the branch that
+/// they depend on, so the load need not be an acquire, which would hold up all later loads.
+__device__ __forceinline__ uint32_t loadPermission(const uint32_t* word) {
+  return loadRelaxed(word);
+}
+
 /// For looking at `second`.
 __device__ __forceinline__ const LineTail& lineTail(const void* line) {
   return *reinterpret_cast<const LineTail*>(static_cast<const char*>(line) +

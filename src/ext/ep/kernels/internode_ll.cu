@@ -1,3 +1,5 @@
+#include <type_traits>
+
 #include <mscclpp/device/launch.hpp>
 
 #include "low_latency/combine.cuh"
@@ -22,6 +24,25 @@ LaunchShape shapeFor(Args& args, int items, int most, std::size_t shared) {
   return {static_cast<unsigned>(blocks), kLowLatencyThreads, shared};
 }
 
+/// LowLatencyPath<true> is enough.
+template <class Args>
+bool isFast(const Args& args) {
+  const LowLatencyGroup& g = args.group;
+  return args.area.rowUnits <= kUnitsPerPass && args.area.topk <= kFastTopk && !g.shrink &&
+         g.writes == LineWrites::whole && g.ranks <= kInlineRanks && args.waitTotals == nullptr;
+}
+/// Calls f with two flags as types.
+template <class F>
+void withFlags(bool first, bool second, F&& f) {
+  using Yes = std::true_type;
+  using No = std::false_type;
+  if (first) {
+    second ? f(Yes{}, Yes{}) : f(Yes{}, No{});
+  } else {
+    second ? f(No{}, Yes{}) : f(No{}, No{});
+  }
+}
+
 void launchDispatch(LowLatencyDispatchArgs args, bool e4m3, int blocks, void* stream) {
   const LowLatencyPhase phase = args.group.phase;
   DispatchShared shared{args.group.ranks, idUnitsOf(args.area), true,
@@ -31,27 +52,34 @@ void launchDispatch(LowLatencyDispatchArgs args, bool e4m3, int blocks, void* st
   const int items = phase == LowLatencyPhase::send ? args.tokens : args.tokens + peers;
   const LaunchShape shape = shapeFor(args, items, blocks, shared.total());
   const auto native = static_cast<NativeStream>(stream);
-  if (e4m3) {
-    launch<lowLatencyDispatchKernel<true>, kLowLatencyThreads>(shape, native, args);
-  } else {
-    launch<lowLatencyDispatchKernel<false>, kLowLatencyThreads>(shape, native, args);
-  }
+  const bool fast = isFast(args) && args.idsInShared;
+  withFlags(e4m3, fast, [&](auto isE4m3, auto isFastPath) {
+    launch<lowLatencyDispatchKernel<isE4m3.value, isFastPath.value>, kLowLatencyThreads>(
+        shape, native, args);
+  });
 }
 
 void launchCombine(LowLatencyCombineArgs args, int blocks, void* stream) {
   const int peers = (args.group.ranks - 1) * args.area.maxTokens;
   const int items = (sends(args.group.phase) ? peers : 0) + args.tokens;
   const LaunchShape shape = shapeFor(args, items, blocks, 0);
-  launch<lowLatencyCombineKernel, kLowLatencyThreads>(shape, static_cast<NativeStream>(stream),
-                                                      args);
+  const auto native = static_cast<NativeStream>(stream);
+  withFlags(true, isFast(args), [&](auto, auto fast) {
+    launch<lowLatencyCombineKernel<fast.value>, kLowLatencyThreads>(shape, native, args);
+  });
 }
 
+template <bool Fast>
+void preparePath() {
+  prepare<lowLatencyDispatchKernel<true, Fast>, kLowLatencyThreads, LowLatencyDispatchArgs>(
+      kLowLatencyShared);
+  prepare<lowLatencyDispatchKernel<false, Fast>, kLowLatencyThreads, LowLatencyDispatchArgs>(
+      kLowLatencyShared);
+  prepare<lowLatencyCombineKernel<Fast>, kLowLatencyThreads, LowLatencyCombineArgs>(0);
+}
 void prepareAll() {
-  prepare<lowLatencyDispatchKernel<true>, kLowLatencyThreads, LowLatencyDispatchArgs>(
-      kLowLatencyShared);
-  prepare<lowLatencyDispatchKernel<false>, kLowLatencyThreads, LowLatencyDispatchArgs>(
-      kLowLatencyShared);
-  prepare<lowLatencyCombineKernel, kLowLatencyThreads, LowLatencyCombineArgs>(0);
+  preparePath<true>();
+  preparePath<false>();
 }
 
 constexpr LowLatencyKernels kLowLatencyKernels{prepareAll, launchDispatch, launchCombine};

@@ -27,8 +27,11 @@ static_assert(kMaxLowLatencyTokens < 1 << kHelloTokenBits);
 
 /// Regions of this many ranks are found without a load.
 inline constexpr int kInlineRanks = 64;
+/// Top-k up to which the fast kernels are used.
+inline constexpr int kFastTopk = 8;
 
 struct LowLatencyGroup {
+  char* region = nullptr;            ///< this rank's
   char* regions[kInlineRanks] = {};  ///< of the first ranks, as mapped here
   char* const* heaps = nullptr;      ///< [ranks] all heaps
   std::uint64_t regionOffset = 0;    ///< in a heap

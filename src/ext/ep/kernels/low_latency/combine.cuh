@@ -18,20 +18,27 @@ __device__ __forceinline__ void addScaled(float (&sum)[8], Vec16 row, float weig
   for (int i = 0; i < 8; ++i) sum[i] = fma(weight, value[i], sum[i]);
 }
 
+template <class Path>
 struct CombineBlock {
   const LowLatencyCombineArgs& a;
   const LowLatencyTurn turn;
-  const RowUnits row;
+  const RowUnits<Path> row;
+  const CallAreas<Path> areas;
 
-  __device__ __forceinline__ char* area(int at) const {
-    return regionOf(a.group, at) + a.group.plan.area(LowLatencyKind::combine, turn.epoch);
+  __device__ __forceinline__ CombineBlock(const LowLatencyCombineArgs& args,
+                                          const LowLatencyTurn& now)
+      : a(args),
+        turn(now),
+        row{args.area.rowUnits},
+        areas(args.group, LowLatencyKind::combine, now.epoch) {}
+
+  /// This lane's line of a token's weights.
+  __device__ __forceinline__ std::size_t weightLine(int home, int token) const {
+    const std::size_t line = hasWeightLine() ? laneId() / kLineLanes : 0;
+    return a.area.weights(home, token) + line * kLineSize;
   }
-  __device__ __forceinline__ char* weightLine(int at, int home, int token, int line) const {
-    return area(at) + a.area.weights(home, token) + static_cast<std::size_t>(line) * kLineSize;
-  }
-  __device__ __forceinline__ char* partialLine(int at, int from, int token, int pass) const {
-    return area(at) + a.area.partial(from, token) +
-           static_cast<std::size_t>(row.line(pass)) * kLineSize;
+  __device__ __forceinline__ std::size_t partialLine(int from, int token, int pass) const {
+    return a.area.partial(from, token) + static_cast<std::size_t>(row.line(pass)) * kLineSize;
   }
 
   // ---- weights: 28 to a line -----------------------------------------------------------------
@@ -68,13 +75,16 @@ struct CombineBlock {
   /// A warp per peer.
   __device__ __forceinline__ void pushWeights() const {
     const LowLatencyGroup& g = a.group;
-    const int line = static_cast<int>(laneId()) / kLineLanes;
+    if (static_cast<int>(warpId()) >= g.ranks - 1) return;
+#pragma unroll 1
     for (int t = static_cast<int>(blockIndex()); t < a.tokens; t += static_cast<int>(gridSize())) {
+      const Vec16 unit = ownWeightUnit(t);
+#pragma unroll 1
       for (int i = static_cast<int>(warpId()); i < g.ranks - 1; i += kLowLatencyWarps) {
         const int peer = i + (i >= g.rank ? 1 : 0);
-        if (isMasked(g, peer)) continue;
-        pushLine(weightLine(peer, g.rank, t, hasWeightLine() ? line : 0), ownWeightUnit(t),
-                 turn.epoch, hasWeightLine(), g.writes);
+        if (isMasked<Path>(g, peer)) continue;
+        pushLine(areas.at(peer) + weightLine(g.rank, t), unit, turn.epoch, hasWeightLine(),
+                 Path::writes(g));
       }
     }
   }
@@ -83,117 +93,132 @@ struct CombineBlock {
     const LowLatencyGroup& g = a.group;
     for (int i = static_cast<int>(warpId()); i < g.ranks - 1; i += kLowLatencyWarps) {
       const int peer = i + (i >= g.rank ? 1 : 0);
-      if (isMasked(g, peer)) continue;
-      pushLine(helloLine(g, LowLatencyKind::combine, peer, g.rank, turn.epoch),
-               Vec16{{0, turn.finished, 0, 0}}, turn.epoch, laneId() < kLineLanes, g.writes);
+      if (isMasked<Path>(g, peer)) continue;
+      pushLine(helloLine(g, LowLatencyKind::combine, regionOf<Path>(g, peer), g.rank, turn.epoch),
+               Vec16{{0, turn.finished, 0, 0}}, turn.epoch, laneId() < kLineLanes, Path::writes(g));
     }
   }
 
   // ---- sums ------------------------------------------------------------------------------------
 
-  /// The slot of this lane's selection of a token here, -1 = none.
-  __device__ __forceinline__ std::int32_t loadSlot(int source, int token) const {
-    const int lane = static_cast<int>(laneId());
-    if (lane >= a.area.topk) return -1;
-    return a
-        .slots[(static_cast<std::int64_t>(source) * a.area.maxTokens + token) * a.area.topk + lane];
+  /// One token's part of a row: a peer's, to be reduced for its home, or an own one.
+  struct Item {
+    int index;   ///< of the peers' items, while `source` is a peer
+    int source;  ///< -1: no more work
+    int token;
+    int pass;
+  };
+  __device__ __forceinline__ Item peerItem(int index) const {
+    if (sends(a.group.phase) && a.group.ranks > 1) {
+      const TokenOf of = peerToken(a.group, index);
+      if (of.token < a.area.maxTokens) return {index, of.source, of.token, 0};
+    }
+    return ownItem(static_cast<int>(blockIndex()));
   }
+  __device__ __forceinline__ Item ownItem(int token) const {
+    return {0, token < a.tokens ? a.group.rank : -1, token, 0};
+  }
+  __device__ __forceinline__ Item after(Item item) const {
+    if (++item.pass < row.passes()) return item;
+    const int blocks = static_cast<int>(gridSize());
+    return item.source == a.group.rank ? ownItem(item.token + blocks)
+                                       : peerItem(item.index + blocks);
+  }
+  /// The slot of this lane's selection here, -1 = none. A peer's is read together with the count
+  /// that says whether it means anything: one latency, not two.
+  __device__ __forceinline__ std::int32_t loadSlot(const Item& item) const {
+    const int lane = static_cast<int>(laneId());
+    if (item.source < 0 || lane >= a.area.topk || !sends(a.group.phase)) return -1;
+    const std::int32_t slot =
+        a.slots[(static_cast<std::int64_t>(item.source) * a.area.maxTokens + item.token) *
+                    a.area.topk +
+                lane];
+    const std::int32_t tokens =
+        item.source == a.group.rank ? a.tokens : a.sourceTokens[item.source];
+    return item.token < tokens && !isMasked<Path>(a.group, item.source) ? slot : -1;
+  }
+  /// Rows whose loads are under way, and which selections they are of.
   struct Rows {
     Vec16 unit[kRowsAtOnce];
+    unsigned mask = 0;
   };
   /// Requests up to kRowsAtOnce rows, those of selections from `first` on.
   __device__ __forceinline__ void request(Rows& rows, std::int32_t slot, int first,
                                           int pass) const {
+    const char* const unit = a.y + static_cast<std::size_t>(row.unit(pass)) * sizeof(Vec16);
+    const auto rowBytes = static_cast<std::uint32_t>(a.hidden) * 2;
+    rows.mask = ballot(slot >= 0) >> first;
 #pragma unroll
     for (int i = 0; i < kRowsAtOnce; ++i) {
-      const std::int32_t s = shuffle(slot, (first + i) & 31);
-      if (first + i < a.area.topk && s >= 0 && row.hasUnit(pass)) {
-        rows.unit[i] = loadStreaming16(a.y + static_cast<std::size_t>(s) * a.hidden * 2 +
-                                       static_cast<std::size_t>(row.unit(pass)) * 16);
+      if ((rows.mask >> i & 1u) == 0) continue;
+      const auto s = static_cast<std::uint32_t>(shuffle(slot, (first + i) & 31));
+      if (row.hasUnit(pass)) {
+        rows.unit[i] = loadStreaming16(unit + static_cast<std::uint64_t>(s) * rowBytes);
       }
     }
   }
-  __device__ __forceinline__ void add(float (&sum)[8], const Rows& rows, std::int32_t slot,
-                                      const Vec16& weights, int first) const {
+  __device__ __forceinline__ void add(float (&sum)[8], const Rows& rows, const Vec16& weights,
+                                      int first) const {
 #pragma unroll
     for (int i = 0; i < kRowsAtOnce; ++i) {
-      if (first + i >= a.area.topk) break;
-      const std::int32_t s = shuffle(slot, first + i);
-      const float weight = weightAt(weights, first + i);
-      if (s >= 0) addScaled(sum, rows.unit[i], weight);
+      if ((rows.mask >> i & 1u) != 0) addScaled(sum, rows.unit[i], weightAt(weights, first + i));
     }
   }
   /// All rows of a token here; the first ones have been requested.
   __device__ __forceinline__ void sumRows(float (&sum)[8], Rows& rows, std::int32_t slot,
                                           const Vec16& weights, int pass) const {
-    add(sum, rows, slot, weights, 0);
-    for (int first = kRowsAtOnce; first < a.area.topk; first += kRowsAtOnce) {
-      request(rows, slot, first, pass);
-      add(sum, rows, slot, weights, first);
+    add(sum, rows, weights, 0);
+    if constexpr (!Path::kFast) {
+#pragma unroll 1
+      for (int first = kRowsAtOnce; first < a.area.topk; first += kRowsAtOnce) {
+        request(rows, slot, first, pass);
+        add(sum, rows, weights, first);
+      }
     }
   }
 
-  /// A peer's token: the rows that it has here become one row at its home. `before` runs just
-  /// before the push: loads that come after it would wait until the wire has taken it.
-  template <class Before>
-  __device__ __forceinline__ void reduceForPeer(const TokenOf& item, Rows& rows, std::int32_t slot,
-                                                Before before) const {
+  /// The weights of an item's token; a peer's are waited for. False: they did not come.
+  __device__ __forceinline__ bool loadWeights(const Item& item, Vec16& weights) const {
     const LowLatencyGroup& g = a.group;
-    if (!any(slot >= 0)) {
-      before();
-      return;
+    if (item.source == g.rank) {
+      weights = ownWeightUnit(item.token);
+      return true;
     }
-    const char* const line =
-        weightLine(g.rank, item.source, item.token,
-                   hasWeightLine() ? static_cast<int>(laneId()) / kLineLanes : 0);
-    Vec16 weights = peekLine(line, hasWeightLine());
-    if (!pullLine(waitControl(g), line, weights, turn.epoch, hasWeightLine(),
-                  lowLatencyWait(WaitWhat::lowLatencyWeights, item.source), g.writes)) {
-      giveUpOn(g, item.source);
-      before();
-      return;
+    const char* const line = areas.mine + weightLine(item.source, item.token);
+    weights = peekLine(line, hasWeightLine());
+    if (pullLine(waitControl<Path>(g), line, weights, turn.epoch, hasWeightLine(),
+                 lowLatencyWait(WaitWhat::lowLatencyWeights, item.source), Path::writes(g))) {
+      return true;
     }
-    for (int pass = 0; pass < row.passes(); ++pass) {
-      if (pass > 0) request(rows, slot, 0, pass);
-      float sum[8] = {};
-      sumRows(sum, rows, slot, weights, pass);
-      if (pass == row.passes() - 1) before();
-      pushLine(partialLine(item.source, g.rank, item.token, pass), narrowBf16(sum), turn.epoch,
-               row.hasLine(pass), g.writes);
-    }
+    giveUpOn(g, item.source);
+    return false;
   }
 
-  /// An own token: its rows here, in fp32.
-  __device__ __forceinline__ void sumOwn(float (&sum)[8], Rows& rows, std::int32_t slot, int token,
-                                         int pass) const {
-    sumRows(sum, rows, slot, ownWeightUnit(token), pass);
-  }
+  /// Own sums wait in fp32 between the halves of a call, which leave y free.
   __device__ __forceinline__ char* ownSum(int token, int pass) const {
-    return area(a.group.rank) + a.area.ownSum(token) +
+    return areas.mine + a.area.ownSum(token) +
            static_cast<std::size_t>(row.unit(pass)) * 2 * sizeof(Vec16);
   }
-  /// Between the halves of a call, which leaves y free.
-  __device__ __forceinline__ void keepOwn(int token) const {
-    const std::int32_t slot = loadSlot(a.group.rank, token);
-    for (int pass = 0; pass < row.passes(); ++pass) {
-      Rows rows;
-      float sum[8] = {};
-      request(rows, slot, 0, pass);
-      sumOwn(sum, rows, slot, token, pass);
-      if (!row.hasUnit(pass)) continue;
-      Vec16 half[2];
+  __device__ __forceinline__ void keepOwn(const float (&sum)[8], const Item& item) const {
+    if (!row.hasUnit(item.pass)) return;
+    char* const to = ownSum(item.token, item.pass);
 #pragma unroll
-      for (int i = 0; i < 8; ++i) half[i / 4].w[i % 4] = floatToBits(sum[i]);
-      store16(ownSum(token, pass), half[0]);
-      store16(ownSum(token, pass) + sizeof(Vec16), half[1]);
+    for (int half = 0; half < 2; ++half) {
+      Vec16 bits;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) bits.w[i] = floatToBits(sum[4 * half + i]);
+      store16(to + half * sizeof(Vec16), bits);
     }
   }
-  __device__ __forceinline__ void takeOwn(float (&sum)[8], int token, int pass) const {
-    if (!row.hasUnit(pass)) return;
-    const Vec16 half[2] = {load16(ownSum(token, pass)),
-                           load16(ownSum(token, pass) + sizeof(Vec16))};
+  __device__ __forceinline__ void takeOwn(float (&sum)[8], const Item& item) const {
+    if (!row.hasUnit(item.pass)) return;
+    const char* const from = ownSum(item.token, item.pass);
 #pragma unroll
-    for (int i = 0; i < 8; ++i) sum[i] = bitsToFloat(half[i / 4].w[i % 4]);
+    for (int half = 0; half < 2; ++half) {
+      const Vec16 bits = load16(from + half * sizeof(Vec16));
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sum[4 * half + i] = bitsToFloat(bits.w[i]);
+    }
   }
 
   /// The peers' rows of an own token.
@@ -201,17 +226,17 @@ struct CombineBlock {
                                            int pass) const {
     const LowLatencyGroup& g = a.group;
     forEachOwner(a, selection, [&](int rank) {
-      if (rank == g.rank || isMasked(g, rank)) return;
-      const std::uint64_t start = a.waitTotals ? nanoseconds() : 0;
-      const char* const line = partialLine(g.rank, rank, token, pass);
+      if (rank == g.rank || isMasked<Path>(g, rank)) return;
+      const std::uint64_t start = !Path::kFast && a.waitTotals ? nanoseconds() : 0;
+      const char* const line = areas.mine + partialLine(rank, token, pass);
       Vec16 unit = peekLine(line, row.hasLine(pass));
-      if (pullLine(waitControl(g), line, unit, turn.epoch, row.hasLine(pass),
-                   lowLatencyWait(WaitWhat::lowLatencyPartial, rank), g.writes)) {
+      if (pullLine(waitControl<Path>(g), line, unit, turn.epoch, row.hasLine(pass),
+                   lowLatencyWait(WaitWhat::lowLatencyPartial, rank), Path::writes(g))) {
         addBf16(sum, unit);
       } else {
         giveUpOn(g, rank);
       }
-      if (a.waitTotals && threadIndex() == 0) {
+      if (!Path::kFast && a.waitTotals && threadIndex() == 0) {
         fetchAddLocalRelaxed(&a.waitTotals[rank], static_cast<std::int64_t>(nanoseconds() - start));
       }
     });
@@ -222,77 +247,62 @@ struct CombineBlock {
                 static_cast<std::size_t>(row.unit(pass)) * 16,
             narrowBf16(sum));
   }
+  /// What becomes of a sum.
+  __device__ __forceinline__ void finish(float (&sum)[8], const Item& item,
+                                         std::int64_t selection) const {
+    if (item.source != a.group.rank) {
+      pushLine(areas.at(item.source) + partialLine(a.group.rank, item.token, item.pass),
+               narrowBf16(sum), turn.epoch, row.hasLine(item.pass), Path::writes(a.group));
+    } else if (!receives(a.group.phase)) {
+      keepOwn(sum, item);
+    } else {
+      if (!sends(a.group.phase)) takeOwn(sum, item);
+      addPeers(sum, item.token, selection, item.pass);
+      store(sum, item.token, item.pass);
+    }
+  }
+
+  /// Peers' tokens, then own ones. The next item's rows are requested before the peer's row is
+  /// pushed: loads behind a push would wait until the wire has taken it.
+  __device__ __forceinline__ void run() const {
+    Rows rows;
+    Item item = peerItem(firstPeerItem());
+    std::int32_t slot = loadSlot(item);
+    request(rows, slot, 0, item.pass);
+#pragma unroll 1
+    while (item.source >= 0) {
+      const Item next = after(item);
+      const std::int32_t nextSlot = loadSlot(next);
+      const bool own = item.source == a.group.rank;
+      const std::int64_t selection = own ? loadSelection(a, item.token) : -1;
+      const bool wanted = own || rows.mask != 0;
+      float sum[8] = {};
+      Vec16 weights{};
+      const bool have = wanted && loadWeights(item, weights);
+      if (have) sumRows(sum, rows, slot, weights, item.pass);
+      request(rows, nextSlot, 0, next.pass);
+      if (have) finish(sum, item, selection);
+      item = next;
+      slot = nextSlot;
+    }
+  }
 };
 
-/// The experts' side. `beforeLastPush`: see CombineBlock::reduceForPeer.
-template <class Before>
-__device__ __forceinline__ void reduceForPeers(const CombineBlock& block, CombineBlock::Rows& rows,
-                                               Before beforeLastPush) {
-  const LowLatencyCombineArgs& a = block.a;
-  const LowLatencyGroup& g = a.group;
-  const int blocks = static_cast<int>(gridSize());
-  if (g.ranks == 1) return;
-  for (int j = firstPeerItem();; j += blocks) {
-    const TokenOf item = peerToken(g, j);
-    if (item.token >= a.area.maxTokens) return;
-    // Read together with the count that says whether it means anything: one latency, not two.
-    std::int32_t slot = block.loadSlot(item.source, item.token);
-    const int tokens = a.sourceTokens[item.source];
-    if (item.token >= tokens) {
-      if (g.ranks == 2) return;
-      continue;
-    }
-    if (isMasked(g, item.source)) continue;
-    block.request(rows, slot, 0, 0);
-    const bool isLast = peerToken(g, j + blocks).token >= a.area.maxTokens;
-    block.reduceForPeer(item, rows, slot, [&] {
-      if (isLast) beforeLastPush();
-    });
-  }
-}
-
-__device__ inline void lowLatencyCombineKernel(const LowLatencyCombineArgs& a) {
+template <bool Fast>
+__device__ void lowLatencyCombineKernel(const LowLatencyCombineArgs& a) {
+  using Path = LowLatencyPath<Fast>;
   const LowLatencyGroup& g = a.group;
   const LowLatencyStart start = lowLatencyStart(g, LowLatencyKind::combine);
   const LowLatencyTurn turn = lowLatencyTurn(g, start);
-  const CombineBlock block{a, turn, {a.area.rowUnits}};
-  const int blocks = static_cast<int>(gridSize()), first = static_cast<int>(blockIndex());
-  CombineBlock::Rows rows;
-  std::int32_t ownSlot = -1;
-  bool ownRequested = false;
-  if (sends(g.phase) && !turn.broken && awaitRoom(g, LowLatencyKind::combine, start, turn)) {
-    block.pushWeights();
-    if (first == blocks - 1) block.pushHello();
-    reduceForPeers(block, rows, [&] {
-      if (!receives(g.phase) || first >= a.tokens) return;
-      ownSlot = block.loadSlot(g.rank, first);
-      block.request(rows, ownSlot, 0, 0);
-      ownRequested = true;
-    });
-    if (!receives(g.phase)) {
-      for (int t = first; t < a.tokens; t += blocks) block.keepOwn(t);
-    }
+  const CombineBlock<Path> block(a, turn);
+  bool ready = !turn.broken;
+  if (ready && sends(g.phase)) {
+    ready = awaitRoom<Path>(g, LowLatencyKind::combine, start, turn);
+    if (ready) block.pushWeights();
+    if (ready && blockIndex() == gridSize() - 1) block.pushHello();
   }
-  if (receives(g.phase) && !turn.broken) {
-    for (int t = first; t < a.tokens; t += blocks) {
-      const std::int64_t selection = loadSelection(a, t);
-      for (int pass = 0; pass < block.row.passes(); ++pass) {
-        float sum[8] = {};
-        if (g.phase == LowLatencyPhase::receive) {
-          block.takeOwn(sum, t, pass);
-        } else {
-          if (!ownRequested || t != first || pass > 0) {
-            ownSlot = block.loadSlot(g.rank, t);
-            block.request(rows, ownSlot, 0, pass);
-          }
-          block.sumOwn(sum, rows, ownSlot, t, pass);
-        }
-        block.addPeers(sum, t, selection, pass);
-        block.store(sum, t, pass);
-      }
-    }
-  }
-  finishLowLatency(g, LowLatencyKind::combine, turn);
+  if (ready) block.run();
+  finishLowLatency<Path>(g, LowLatencyKind::combine, turn);
 }
 
 }  // namespace mscclpp::ep::MSCCLPP_PLATFORM_NS

@@ -9,12 +9,21 @@
 namespace mscclpp::ep::MSCCLPP_PLATFORM_NS {
 
 /// One block's share of the call.
-template <bool E4m3>
+template <bool E4m3, class Path>
 struct DispatchBlock {
   const LowLatencyDispatchArgs& a;
   const DispatchShared shared;
   const LowLatencyTurn turn;
-  const RowUnits row;
+  const RowUnits<Path> row;
+  const CallAreas<Path> areas;
+
+  __device__ __forceinline__ DispatchBlock(const LowLatencyDispatchArgs& args,
+                                           const DispatchShared& memory, const LowLatencyTurn& now)
+      : a(args),
+        shared(memory),
+        turn(now),
+        row{args.area.rowUnits},
+        areas(args.group, LowLatencyKind::dispatch, now.epoch) {}
 
   /// Own rows stay in registers, unless the halves are apart: then x may have changed in between.
   __device__ __forceinline__ bool ownStaged() const {
@@ -40,7 +49,7 @@ struct DispatchBlock {
 
   __device__ __forceinline__ void pushRow(char* to, Vec16 unit, int pass) const {
     pushLine(to + static_cast<std::size_t>(row.line(pass)) * kLineSize, unit, turn.epoch,
-             row.hasLine(pass), a.group.writes);
+             row.hasLine(pass), Path::writes(a.group));
   }
 
   /// A token whose loads are under way.
@@ -59,8 +68,8 @@ struct DispatchBlock {
       const Vec16 unit = pass == 0 ? loaded.unit : loadRow(token, pass);
       forEachOwner(a, loaded.selection, [&](int rank) {
         if (rank == a.group.rank && !ownStaged()) return;
-        if (isMasked(a.group, rank)) return;
-        pushRow(stagedRow(a, rank, a.group.rank, token, turn.epoch), unit, pass);
+        if (isMasked<Path>(a.group, rank)) return;
+        pushRow(areas.at(rank) + a.area.row(a.group.rank, token), unit, pass);
       });
     }
   }
@@ -124,8 +133,7 @@ struct DispatchBlock {
                                            bool isKnown) const {
     const LowLatencyGroup& g = a.group;
     const bool own = item.source == g.rank && !ownStaged();
-    const char* const from =
-        own ? nullptr : stagedRow(a, g.rank, item.source, item.token, turn.epoch);
+    const char* const from = own ? nullptr : areas.mine + a.area.row(item.source, item.token);
     for (int pass = 0; pass < row.passes(); ++pass) {
       Vec16 unit = known;
       if (own) {
@@ -133,8 +141,8 @@ struct DispatchBlock {
       } else {
         const char* const line = from + static_cast<std::size_t>(row.line(pass)) * kLineSize;
         if (!isKnown || pass > 0) unit = peekLine(line, row.hasLine(pass));
-        if (!pullLine(waitControl(g), line, unit, turn.epoch, row.hasLine(pass),
-                      lowLatencyWait(WaitWhat::lowLatencyRow, item.source), g.writes)) {
+        if (!pullLine(waitControl<Path>(g), line, unit, turn.epoch, row.hasLine(pass),
+                      lowLatencyWait(WaitWhat::lowLatencyRow, item.source), Path::writes(g))) {
           giveUpOn(g, item.source);
           continue;
         }
@@ -158,15 +166,16 @@ struct DispatchBlock {
   __device__ __forceinline__ void placeRows(Vec16 own) const {
     const IdReader ids{a, shared, turn.epoch};
     const int blocks = static_cast<int>(gridSize()), n = a.group.ranks, topk = a.area.topk;
-    const int mine = shared.tokens()[a.group.rank];
-    const int most = mine > shared.head().most ? mine : shared.head().most;
+    int most = 0;
+#pragma unroll 1
+    for (int s = 0; s < n; ++s) most = shared.tokens()[s] > most ? shared.tokens()[s] : most;
     const int items = n * ((most + blocks - 1) / blocks);
     for (int batch = 0; batch < items; batch += kPlaceBatch) {
       // The first row of a peer is in flight while the slots are computed.
       Vec16 seen{};
       const Item firstPeer = itemAt(1);
       if (batch == 0 && n > 1 && firstPeer.exists) {
-        seen = peekLine(stagedRow(a, a.group.rank, firstPeer.source, firstPeer.token, turn.epoch) +
+        seen = peekLine(areas.mine + a.area.row(firstPeer.source, firstPeer.token) +
                             static_cast<std::size_t>(row.line(0)) * kLineSize,
                         row.hasLine(0));
       }
@@ -211,9 +220,10 @@ struct DispatchBlock {
   }
 };
 
-template <bool E4m3>
+template <bool E4m3, bool Fast>
 __device__ void lowLatencyDispatchKernel(const LowLatencyDispatchArgs& a) {
-  using Block = DispatchBlock<E4m3>;
+  using Path = LowLatencyPath<Fast>;
+  using Block = DispatchBlock<E4m3, Path>;
   const LowLatencyGroup& g = a.group;
   const DispatchShared shared{g.ranks, idUnitsOf(a.area), a.idsInShared,
                               E4m3 ? e4m3Units(a.hidden) : 0};
@@ -222,21 +232,21 @@ __device__ void lowLatencyDispatchKernel(const LowLatencyDispatchArgs& a) {
   // The loads of the first row are on their way before the epoch is looked at.
   typename Block::Loaded first{-1, {}};
   if (sends(g.phase)) {
-    first = Block{a, shared, {}, {a.area.rowUnits}}.load(static_cast<int>(blockIndex()));
+    first = Block(a, shared, {}).load(static_cast<int>(blockIndex()));
   }
   const LowLatencyTurn turn = lowLatencyTurn(g, start);
-  const Block block{a, shared, turn, {a.area.rowUnits}};
+  const Block block(a, shared, turn);
   const bool idsFromSelf = block.ownStaged() || !a.idsInShared;
-  if (sends(g.phase) && !turn.broken && awaitRoom(g, LowLatencyKind::dispatch, start, turn)) {
-    if (last) pushIds(a, turn, idsFromSelf);
+  if (sends(g.phase) && !turn.broken && awaitRoom<Path>(g, LowLatencyKind::dispatch, start, turn)) {
+    if (last) pushIds<Path>(a, turn, idsFromSelf);
     block.pushTokens(first);
   }
   if (receives(g.phase) && !turn.broken) {
-    awaitIds(a, shared, turn.epoch, idsFromSelf);
+    awaitIds<Path>(a, shared, turn.epoch, idsFromSelf);
     block.placeRows(first.unit);
     if (last) block.writeCounts();
   }
-  finishLowLatency(g, LowLatencyKind::dispatch, turn);
+  finishLowLatency<Path>(g, LowLatencyKind::dispatch, turn);
 }
 
 }  // namespace mscclpp::ep::MSCCLPP_PLATFORM_NS

@@ -22,19 +22,37 @@ inline constexpr int kLowLatencyWarps = kLowLatencyThreads / 32;
 /// Units that a block moves at a time, and where this thread's lies.
 inline constexpr int kUnitsPerPass = kLowLatencyThreads / kLineLanes * kLineUnits;
 
+/// What the kernels need not ask in the common case: rows that one pass of a block moves, top-k up
+/// to kFastTopk, no masks, no statistics, whole lines, up to kInlineRanks ranks. A call is so short
+/// that code which is only skipped costs: instructions are fetched cold.
+template <bool Fast>
+struct LowLatencyPath {
+  static constexpr bool kFast = Fast;
+
+  __device__ __forceinline__ static LineWrites writes(const LowLatencyGroup& g) {
+    return Fast ? LineWrites::whole : g.writes;
+  }
+  __device__ __forceinline__ static bool shrink(const LowLatencyGroup& g) {
+    return !Fast && g.shrink;
+  }
+};
+
+template <class Path>
 __device__ __forceinline__ char* regionOf(const LowLatencyGroup& g, int rank) {
+  if constexpr (Path::kFast) return g.regions[rank];
   return rank < kInlineRanks ? g.regions[rank] : g.heaps[rank] + g.regionOffset;
 }
 __device__ __forceinline__ LowLatencyWords& wordsOf(const LowLatencyGroup& g) {
-  return *reinterpret_cast<LowLatencyWords*>(regionOf(g, g.rank) + g.plan.words());
+  return *reinterpret_cast<LowLatencyWords*>(g.region + g.plan.words());
 }
-/// What `writer` tells `owner`.
-__device__ __forceinline__ LowLatencyPeer& peerWords(const LowLatencyGroup& g, int owner,
+/// What `writer` tells the owner of `region`.
+__device__ __forceinline__ LowLatencyPeer& peerWords(const LowLatencyGroup& g, char* region,
                                                      int writer) {
-  return *reinterpret_cast<LowLatencyPeer*>(regionOf(g, owner) + g.plan.peer(writer));
+  return *reinterpret_cast<LowLatencyPeer*>(region + g.plan.peer(writer));
 }
+template <class Path>
 __device__ __forceinline__ bool isMasked(const LowLatencyGroup& g, int rank) {
-  return g.shrink && loadRelaxed(&peerWords(g, g.rank, rank).masked) != 0;
+  return Path::shrink(g) && loadRelaxed(&peerWords(g, g.region, rank).masked) != 0;
 }
 /// The rank that hosts an expert; -1 for none.
 template <class Args>
@@ -56,12 +74,12 @@ struct LowLatencyStart {
 __device__ __forceinline__ const std::uint32_t* toldWord(const LowLatencyGroup& g,
                                                          LowLatencyKind kind, int peer,
                                                          unsigned parity) {
-  return &lineTail(regionOf(g, g.rank) + g.plan.hello(kind, ~parity & 1u, peer)).second;
+  return &lineTail(g.region + g.plan.hello(kind, ~parity & 1u, peer)).second;
 }
 __device__ __forceinline__ const std::uint32_t* finishedWord(const LowLatencyGroup& g,
                                                              LowLatencyKind kind, int peer,
                                                              unsigned parity) {
-  return &peerWords(g, g.rank, peer).finished[static_cast<int>(kind)][parity];
+  return &peerWords(g, g.region, peer).finished[static_cast<int>(kind)][parity];
 }
 __device__ __forceinline__ LowLatencyStart lowLatencyStart(const LowLatencyGroup& g,
                                                            LowLatencyKind kind) {
@@ -75,8 +93,8 @@ __device__ __forceinline__ LowLatencyStart lowLatencyStart(const LowLatencyGroup
   start.broken = loadRelaxed(&words.broken);
 #pragma unroll
   for (unsigned parity = 0; parity < 2; ++parity) {
-    start.told[parity] = loadAcquire(toldWord(g, kind, peer, parity));
-    start.finished[parity] = loadAcquire(finishedWord(g, kind, peer, parity));
+    start.told[parity] = loadPermission(toldWord(g, kind, peer, parity));
+    start.finished[parity] = loadPermission(finishedWord(g, kind, peer, parity));
   }
   return start;
 }
@@ -97,33 +115,35 @@ __device__ __forceinline__ LowLatencyTurn lowLatencyTurn(const LowLatencyGroup& 
 }
 
 /// A wait for `peer` has failed: without shrink nothing that this rank tells from now on is true.
-__device__ __forceinline__ void giveUpOn(const LowLatencyGroup& g, int peer) {
+__device__ inline void giveUpOn(const LowLatencyGroup& g, int peer) {
   if (g.shrink) {
-    storeRelaxed(&peerWords(g, g.rank, peer).masked, 1u);
+    storeRelaxed(&peerWords(g, g.region, peer).masked, 1u);
   } else {
     storeRelaxed(&wordsOf(g).broken, 1u);
   }
 }
 
 /// Waits of this kernel: with shrink they end by themselves, whatever the record says.
+template <class Path>
 __device__ __forceinline__ WaitControl waitControl(const LowLatencyGroup& g) {
   WaitControl wait = g.wait;
-  if (g.shrink) wait.record = nullptr;
+  if (Path::shrink(g)) wait.record = nullptr;
   return wait;
 }
 __device__ __forceinline__ WaitPoint lowLatencyWait(WaitWhat what, int peer) {
   return {static_cast<std::uint32_t>(what), peer};
 }
 
-__device__ __forceinline__ char* helloLine(const LowLatencyGroup& g, LowLatencyKind kind, int at,
-                                           int from, std::uint64_t epoch) {
-  return regionOf(g, at) + g.plan.hello(kind, epoch, from);
+__device__ __forceinline__ char* helloLine(const LowLatencyGroup& g, LowLatencyKind kind,
+                                           char* region, int from, std::uint64_t epoch) {
+  return region + g.plan.hello(kind, epoch, from);
 }
 
 /// Before anything is written: the peers have read what lies there, that of two epochs ago. They
 /// say so in their hello of the epoch between or, when the halves of their calls are apart, in
 /// their words here. Every warp looks for itself. True if all have; a peer that has not in time is
 /// given up.
+template <class Path>
 __device__ __forceinline__ bool awaitRoom(const LowLatencyGroup& g, LowLatencyKind kind,
                                           const LowLatencyStart& start,
                                           const LowLatencyTurn& turn) {
@@ -139,23 +159,25 @@ __device__ __forceinline__ bool awaitRoom(const LowLatencyGroup& g, LowLatencyKi
     const std::uint32_t told = parity != 0 ? start.told[1] : start.told[0];
     const std::uint32_t finished = parity != 0 ? start.finished[1] : start.finished[0];
     if (base == 0 && (reached(told) || reached(finished))) continue;
-    if (isMasked(g, peer)) continue;
+    if (isMasked<Path>(g, peer)) continue;
     const std::uint32_t* const toldAt = toldWord(g, kind, peer, parity);
     const std::uint32_t* const finishedAt = finishedWord(g, kind, peer, parity);
     const auto look = [&] {
       return reached(loadAcquire(toldAt)) || reached(loadAcquire(finishedAt));
     };
-    if (waitUntil(waitControl(g), look, lowLatencyWait(WaitWhat::lowLatencyRoom, peer), toldAt)) {
+    if (waitUntil(waitControl<Path>(g), look, lowLatencyWait(WaitWhat::lowLatencyRoom, peer),
+                  toldAt)) {
       continue;
     }
     giveUpOn(g, peer);
-    good = g.shrink;
+    good = Path::shrink(g);
   }
   return all(good);
 }
 
 /// End of a kernel, called by all threads: the epoch advances when the last block is here. After a
 /// receive half alone the peers are told, since no later message of this rank may do it in time.
+template <class Path>
 __device__ __forceinline__ void finishLowLatency(const LowLatencyGroup& g, LowLatencyKind kind,
                                                  const LowLatencyTurn& turn) {
   syncBlock();  // every thread has read the epoch and done its part
@@ -176,16 +198,18 @@ __device__ __forceinline__ void finishLowLatency(const LowLatencyGroup& g, LowLa
   if (g.phase != LowLatencyPhase::receive || !any(last) || turn.broken) return;
   for (int peer = static_cast<int>(laneId()); peer < g.ranks; peer += 32) {
     if (peer == g.rank) continue;
-    storeRelease(&peerWords(g, peer, g.rank).finished[k][parity],
+    storeRelease(&peerWords(g, regionOf<Path>(g, peer), g.rank).finished[k][parity],
                  static_cast<std::uint32_t>(turn.epoch));
   }
 }
 
 /// A row as lines: this thread's unit of pass `pass`, and whether it holds one.
+template <class Path>
 struct RowUnits {
   int units;
 
   __device__ __forceinline__ int passes() const {
+    if constexpr (Path::kFast) return 1;
     return (units + kUnitsPerPass - 1) / kUnitsPerPass;
   }
   __device__ __forceinline__ int line(int pass) const {
@@ -221,6 +245,23 @@ __device__ __forceinline__ TokenOf peerToken(const LowLatencyGroup& g, int j) {
   return {source + (source >= g.rank ? 1 : 0), token};
 }
 
+/// The areas of one call: the peers' lie where this rank's does.
+template <class Path>
+struct CallAreas {
+  const LowLatencyGroup& group;
+  char* mine;
+  std::uint64_t offset;  ///< of the area in a region
+
+  __device__ __forceinline__ CallAreas(const LowLatencyGroup& g, LowLatencyKind kind,
+                                       std::uint64_t epoch)
+      : group(g), mine(g.region), offset(g.plan.area(kind, epoch)) {
+    mine += offset;
+  }
+  __device__ __forceinline__ char* at(int rank) const {
+    return regionOf<Path>(group, rank) + offset;
+  }
+};
+
 /// This lane's selection of a token, -1 = none. Loaded early, looked at late.
 template <class Args>
 __device__ __forceinline__ std::int64_t loadSelection(const Args& a, int token) {
@@ -233,6 +274,7 @@ __device__ __forceinline__ std::int64_t loadSelection(const Args& a, int token) 
 template <class Args, class F>
 __device__ __forceinline__ void forEachOwner(const Args& a, std::int64_t selection, F&& f) {
   const int owner = ownerOf(a, selection);
+#pragma unroll 1
   for (int k = 0; k < a.area.topk; ++k) {
     const int rank = shuffle(owner, k);
     const unsigned equal = ballot(owner == rank);

@@ -13,7 +13,6 @@ inline constexpr int kPlaceBatch = 4;
 /// then a quantised row.
 struct DispatchShared {
   struct Head {
-    int most;  ///< tokens of the peer that has most
     std::int32_t slot[kPlaceBatch][kMaxLowLatencyTopk];
     std::int32_t expert[kPlaceBatch][kMaxLowLatencyTopk];  ///< of the slot, among the local ones
   };
@@ -57,18 +56,17 @@ constexpr int idUnitsOf(const DispatchArea& area) {
   return area.idLines() * kLineUnits;
 }
 
-__device__ __forceinline__ char* dispatchArea(const LowLatencyDispatchArgs& a, int at,
-                                              std::uint64_t epoch) {
-  return regionOf(a.group, at) + a.group.plan.area(LowLatencyKind::dispatch, epoch);
+/// A line of a source's ids in the region or area that is given.
+__device__ __forceinline__ char* idLine(const LowLatencyDispatchArgs& a, char* region,
+                                        std::uint64_t areaOffset, int source, int line,
+                                        std::uint64_t epoch) {
+  if (line == 0) return helloLine(a.group, LowLatencyKind::dispatch, region, source, epoch);
+  return region + areaOffset + a.area.ids(source, line);
 }
-__device__ __forceinline__ char* idLine(const LowLatencyDispatchArgs& a, int at, int source,
-                                        int line, std::uint64_t epoch) {
-  if (line == 0) return helloLine(a.group, LowLatencyKind::dispatch, at, source, epoch);
-  return dispatchArea(a, at, epoch) + a.area.ids(source, line);
-}
-__device__ __forceinline__ char* stagedRow(const LowLatencyDispatchArgs& a, int at, int source,
-                                           int token, std::uint64_t epoch) {
-  return dispatchArea(a, at, epoch) + a.area.row(source, token);
+__device__ __forceinline__ const char* myIdLine(const LowLatencyDispatchArgs& a, int source,
+                                                int line, std::uint64_t epoch) {
+  return idLine(a, a.group.region, a.group.plan.area(LowLatencyKind::dispatch, epoch), source, line,
+                epoch);
 }
 
 __device__ __forceinline__ std::uint32_t packedId(const LowLatencyDispatchArgs& a, int index) {
@@ -99,9 +97,12 @@ __device__ __forceinline__ int usedIdLines(const LowLatencyDispatchArgs& a, int 
 }
 
 /// The last block's first duty: everybody waits for the ids.
+template <class Path>
 __device__ __forceinline__ void pushIds(const LowLatencyDispatchArgs& a, const LowLatencyTurn& turn,
                                         bool toSelf) {
   const int lines = usedIdLines(a, a.tokens);
+  const std::uint64_t areaOffset = a.group.plan.area(LowLatencyKind::dispatch, turn.epoch);
+#pragma unroll 1
   for (int base = static_cast<int>(warpId()) * 4; base < lines; base += kLowLatencyWarps * 4) {
     const int line = base + static_cast<int>(laneId()) / kLineLanes;
     const int lane = static_cast<int>(laneId()) % kLineLanes;
@@ -112,28 +113,29 @@ __device__ __forceinline__ void pushIds(const LowLatencyDispatchArgs& a, const L
       const int peer =
           a.group.rank + i < a.group.ranks ? a.group.rank + i : a.group.rank + i - a.group.ranks;
       if (peer == a.group.rank && !toSelf) continue;
-      pushLine(idLine(a, peer, a.group.rank, line, turn.epoch), unit, turn.epoch, line < lines,
-               a.group.writes);
+      pushLine(idLine(a, regionOf<Path>(a.group, peer), areaOffset, a.group.rank, line, turn.epoch),
+               unit, turn.epoch, line < lines, Path::writes(a.group));
     }
   }
 }
 
 /// Four lines of a source's ids, and its hello, which says how many there are. A whole warp. False:
 /// they did not come in time.
+template <class Path>
 __device__ __forceinline__ bool awaitIdLines(const LowLatencyDispatchArgs& a,
                                              const DispatchShared& shared, std::uint64_t epoch,
                                              int source, int firstLine) {
   const LowLatencyGroup& g = a.group;
-  const WaitControl wait = waitControl(g);
+  const WaitControl wait = waitControl<Path>(g);
   const WaitPoint point = lowLatencyWait(WaitWhat::lowLatencyIds, source);
   const int lane = static_cast<int>(laneId()) % kLineLanes;
   const int line = firstLine + static_cast<int>(laneId()) / kLineLanes;
   const bool inside = line < a.area.idLines();
-  const void* const hello = idLine(a, g.rank, source, 0, epoch);
-  const void* const mine = idLine(a, g.rank, source, inside ? line : 0, epoch);
+  const void* const hello = myIdLine(a, source, 0, epoch);
+  const void* const mine = myIdLine(a, source, inside ? line : 0, epoch);
   // Both are in flight together; most often they arrive together too.
   Vec16 unit = peekLine(mine, inside && line != 0), head = peekLine(hello, true);
-  if (!pullLine(wait, hello, head, epoch, true, point, g.writes)) return false;
+  if (!pullLine(wait, hello, head, epoch, true, point, Path::writes(g))) return false;
   const std::uint32_t told = shuffle(head.w[0], kLineUnits);
   if ((told ^ a.shapeHash << kHelloTokenBits) >> kHelloTokenBits != 0) {
     if (laneId() == 0) {
@@ -144,7 +146,8 @@ __device__ __forceinline__ bool awaitIdLines(const LowLatencyDispatchArgs& a,
   }
   const int tokens = static_cast<int>(told & ((1u << kHelloTokenBits) - 1));
   const bool wanted = line != 0 && line < usedIdLines(a, tokens);
-  if (any(wanted) && !pullLine(wait, mine, unit, epoch, wanted, point, g.writes)) return false;
+  if (any(wanted) && !pullLine(wait, mine, unit, epoch, wanted, point, Path::writes(g)))
+    return false;
   if (line == 0) unit = head;
   if (lane == kLineUnits) {
     if (line == 0) shared.tokens()[source] = tokens;
@@ -155,25 +158,27 @@ __device__ __forceinline__ bool awaitIdLines(const LowLatencyDispatchArgs& a,
 }
 
 /// All of awaitIdLines() for one block; a source that did not come is noted in `missing`.
+template <class Path>
 __device__ __forceinline__ void awaitSources(const LowLatencyDispatchArgs& a,
                                              const DispatchShared& shared, std::uint64_t epoch,
                                              bool fromSelf) {
   const LowLatencyGroup& g = a.group;
   const int warpsPerSource = (a.area.idLines() + 3) / 4;
   const int sources = fromSelf ? g.ranks : g.ranks - 1;
-  const std::uint64_t start = a.waitTotals ? nanoseconds() : 0;
+  const std::uint64_t start = !Path::kFast && a.waitTotals ? nanoseconds() : 0;
   for (int i = static_cast<int>(warpId()); i < sources * warpsPerSource; i += kLowLatencyWarps) {
     int source = i / warpsPerSource;
     const int part = i - source * warpsPerSource;
     if (!fromSelf && source >= g.rank) ++source;
-    if (isMasked(g, source)) {
+    if (isMasked<Path>(g, source)) {
       if (laneId() == 0) storeRelaxed(&shared.missing()[source], 1u);
       continue;
     }
-    if (!awaitIdLines(a, shared, epoch, source, part * 4) && laneId() == 0) {
+    if (!awaitIdLines<Path>(a, shared, epoch, source, part * 4) && laneId() == 0) {
       storeRelaxed(&shared.missing()[source], 1u);
     }
-    if (a.waitTotals && part == 0 && laneId() == 0 && blockIndex() == gridSize() - 1) {
+    if (!Path::kFast && a.waitTotals && part == 0 && laneId() == 0 &&
+        blockIndex() == gridSize() - 1) {
       fetchAddLocalRelaxed(&a.waitTotals[source], static_cast<std::int64_t>(nanoseconds() - start));
     }
   }
@@ -182,14 +187,15 @@ __device__ __forceinline__ void awaitSources(const LowLatencyDispatchArgs& a,
 /// Sources of which something is missing take no part. With shrink all blocks must agree on that,
 /// or they would give different slots to the same row: the first block that knows decides for all,
 /// and if it had everything, then everything is here by now for the others too.
+template <class Path>
 __device__ __forceinline__ void settleSources(const LowLatencyDispatchArgs& a,
                                               const DispatchShared& shared, std::uint64_t epoch) {
   const LowLatencyGroup& g = a.group;
   for (int s = static_cast<int>(threadIndex()); s < g.ranks; s += kLowLatencyThreads) {
     const bool missing = loadRelaxed(&shared.missing()[s]) != 0;
     bool absent = missing;
-    if (g.shrink && s != g.rank) {
-      std::uint64_t* const verdict = &peerWords(g, g.rank, s).verdict;
+    if (Path::shrink(g) && s != g.rank) {
+      std::uint64_t* const verdict = &peerWords(g, g.region, s).verdict;
       const std::uint64_t mine = 2 * epoch + (missing ? 1 : 0);
       std::uint64_t seen = loadAcquire(verdict);
       while (seen / 2 != epoch && !compareExchangeAcqRel(verdict, seen, mine)) {
@@ -203,12 +209,12 @@ __device__ __forceinline__ void settleSources(const LowLatencyDispatchArgs& a,
     storeRelaxed(&shared.missing()[s], missing && !absent ? 1u : 0u);
   }
   syncBlock();
-  if (!g.shrink) return;
+  if (!Path::shrink(g)) return;
   for (int s = 0; s < g.ranks; ++s) {
     if (loadRelaxed(&shared.missing()[s]) == 0) continue;
     for (int line = static_cast<int>(warpId()) * 4; line < a.area.idLines();
          line += kLowLatencyWarps * 4) {
-      awaitIdLines(a, shared, epoch, s, line);
+      awaitIdLines<Path>(a, shared, epoch, s, line);
     }
   }
   syncBlock();
@@ -216,6 +222,7 @@ __device__ __forceinline__ void settleSources(const LowLatencyDispatchArgs& a,
 
 /// Every rank's ids, in shared memory or, when they do not fit, as verified lines of the area.
 /// `fromSelf`: this rank's own come that way too.
+template <class Path>
 __device__ __forceinline__ void awaitIds(const LowLatencyDispatchArgs& a,
                                          const DispatchShared& shared, std::uint64_t epoch,
                                          bool fromSelf) {
@@ -224,24 +231,17 @@ __device__ __forceinline__ void awaitIds(const LowLatencyDispatchArgs& a,
     storeRelaxed(&shared.missing()[s], 0u);
   }
   if (threadIndex() == 0) shared.tokens()[g.rank] = a.tokens;
-  syncBlock();
-  awaitSources(a, shared, epoch, fromSelf);
   if (!fromSelf && shared.idsHere) {
     const int units = (a.tokens * a.area.topk + kIdsPerUnit - 1) / kIdsPerUnit;
+#pragma unroll 1
     for (int u = static_cast<int>(threadIndex()); u < units; u += kLowLatencyThreads) {
       shared.ids(g.rank)[u] = ownIdUnit(a, u);
     }
   }
   syncBlock();
-  settleSources(a, shared, epoch);
-  if (threadIndex() == 0) {
-    int most = 0;
-    for (int s = 0; s < g.ranks; ++s) {
-      if (s != g.rank && shared.tokens()[s] > most) most = shared.tokens()[s];
-    }
-    shared.head().most = most;
-  }
+  awaitSources<Path>(a, shared, epoch, fromSelf);
   syncBlock();
+  settleSources<Path>(a, shared, epoch);
 }
 
 /// The ids of all ranks once awaitIds() has returned.
@@ -253,7 +253,7 @@ struct IdReader {
   __device__ __forceinline__ Vec16 unit(int source, int index) const {
     if (shared.idsHere) return shared.ids(source)[index];
     const int line = index / kLineUnits;
-    return loadLineUnit(idLine(a, a.group.rank, source, line, epoch), index - line * kLineUnits);
+    return loadLineUnit(myIdLine(a, source, line, epoch), index - line * kLineUnits);
   }
   __device__ __forceinline__ std::uint32_t id(int source, int index) const {
     const Vec16 ids = unit(source, index / kIdsPerUnit);
