@@ -41,9 +41,23 @@ void CudaEventPool::give(cudaEvent_t event, bool timed) noexcept {
 
 CudaEvent::CudaEvent(std::shared_ptr<CudaEventPool> pool, cudaStream_t stream, bool timed)
     : pool_(std::move(pool)), timed_(timed), event_(pool_->take(timed)) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  static_cast<void>(cudaStreamIsCapturing(stream, &status));
+  captured_ = status != cudaStreamCaptureStatusNone;
   const cudaError_t result = cudaEventRecord(event_, stream);
   if (result != cudaSuccess) pool_->give(event_, timed_);
   cudaTry(result, "cudaEventRecord");
+}
+
+CudaEvent::~CudaEvent() {
+  if (!captured_) {
+    pool_->give(event_, timed_);
+    return;
+  }
+  runNoThrow("freeing a captured CUDA event", [this] {
+    const CurrentDevice current(pool_->deviceIndex());
+    cudaLog(cudaEventDestroy(event_), "cudaEventDestroy");
+  });
 }
 
 bool CudaEvent::query() const {

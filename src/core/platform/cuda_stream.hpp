@@ -33,7 +33,7 @@ class CudaEventPool {
 class CudaEvent final : public EventBackend {
  public:
   CudaEvent(std::shared_ptr<CudaEventPool> pool, cudaStream_t stream, bool timed);
-  ~CudaEvent() override { pool_->give(event_, timed_); }
+  ~CudaEvent() override;
   Platform platform() const noexcept override { return Platform::cuda; }
   bool query() const override;
   void synchronize() const override;
@@ -43,6 +43,9 @@ class CudaEvent final : public EventBackend {
  private:
   std::shared_ptr<CudaEventPool> pool_;
   bool timed_;
+  /// Belongs to a capture: it is not used again, since another thread could then record it while
+  /// the capture goes on, which the driver does not survive.
+  bool captured_ = false;
   cudaEvent_t event_;
 };
 
