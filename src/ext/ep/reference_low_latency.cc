@@ -118,6 +118,7 @@ std::vector<std::uint16_t> lowLatencyCombine(const std::vector<LowLatencyReceive
       const int rank = placement.rankOf[static_cast<std::size_t>(expert)];
       if (rank != home && std::ranges::find(others, rank) == others.end()) others.push_back(rank);
     }
+    std::ranges::sort(others);
     for (int c = 0; c < hidden; ++c) {
       float sum = sumOn(home, t, c);
       for (const int rank : others) sum += bf16ToFloat(floatToBf16(sumOn(rank, t, c)));

@@ -35,8 +35,8 @@ QuantisedRow quantise(const std::uint16_t* row, int hidden, bool roundScale);
 std::vector<std::int32_t> packScales(const std::vector<float>& scales);
 
 /// bf16 [tokens, hidden] of rank `home`: its own experts' rows times their weights in fp32 (fused
-/// multiply-add, in the order of k), then every other rank's sum, rounded to bf16, in the order of
-/// the ranks' first selections. `y`: per rank bf16 [local experts * ranks * maxTokens, hidden].
+/// multiply-add, in the order of k), then every other rank's sum, rounded to bf16, in ascending
+/// order of the ranks. `y`: per rank bf16 [local experts * ranks * maxTokens, hidden].
 std::vector<std::uint16_t> lowLatencyCombine(const std::vector<LowLatencyReceived>& received,
                                              const std::vector<std::vector<std::uint16_t>>& y,
                                              const Routing& routing, const Placement& placement,

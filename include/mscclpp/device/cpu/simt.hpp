@@ -107,6 +107,13 @@ inline uint32_t sumWarp(uint32_t value, Site site = Site::current()) {
   }
   return value;
 }
+/// Bitwise or over the warp, the same in every lane.
+inline uint32_t orWarp(uint32_t value, Site site = Site::current()) {
+  for (int distance = 16; distance > 0; distance /= 2) {
+    value |= shuffleXor(value, distance, kFullMask, site);
+  }
+  return value;
+}
 /// The smaller of each pair of unsigned 16-bit halves.
 inline uint32_t minHalves(uint32_t a, uint32_t b) {
   const uint32_t low = std::min(a & 0xFFFFu, b & 0xFFFFu);

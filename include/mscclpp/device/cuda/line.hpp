@@ -41,20 +41,25 @@ __device__ __forceinline__ const void* unitAddress(const void* line) {
   return static_cast<const char*>(line) + laneId() % kLineLanes * sizeof(Vec16);
 }
 
+/// The record lies in host memory: a warp looks there only once it has waited this long, and then as
+/// often. All warps of a GPU that look at once would keep it busy for milliseconds.
+inline constexpr uint64_t kLineRecordNs = 1'000'000;
+
 /// The slow half of pullLine: everything after the first look.
 __device__ __forceinline__ bool pollLine(const WaitControl& control, const void* line, Vec16& unit,
                                          uint64_t epoch, bool active, WaitPoint point) {
   const uint64_t start = nanoseconds();
+  uint64_t nextLook = kLineRecordNs;
   for (uint32_t polls = 1;; ++polls) {
     if (active) unit = loadUnit(unitAddress(line));
     const bool here = !active || !isTailLane() || epochOf(unit) == epoch;
     if (all(here)) return true;
     if (polls % kPollsPerTimeCheck != 0) continue;
     const uint64_t waitedNs = nanoseconds() - start;
-    const bool readRecord = polls % kPollsPerRecordCheck == kPollsPerTimeCheck;
-    const bool over = control.limitNs != 0 && waitedNs > control.limitNs;
-    if (any(readRecord && failed(control))) return false;
-    if (!any(over)) continue;
+    if (all(waitedNs < nextLook)) continue;
+    nextLook += kLineRecordNs;
+    if (any(laneId() == 0 && failed(control))) return false;
+    if (!any(control.limitNs != 0 && waitedNs > control.limitNs)) continue;
     if (!here) recordFailure(control.record, control.rank, point, {epoch, epochOf(unit), waitedNs});
     return false;
   }

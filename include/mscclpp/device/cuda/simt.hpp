@@ -109,6 +109,10 @@ __device__ __forceinline__ void arriveBarrier(int id, int threads, Site = Site::
 __device__ __forceinline__ uint32_t sumWarp(uint32_t value, Site = Site::current()) {
   return ::__reduce_add_sync(kFullMask, value);
 }
+/// Bitwise or over the warp, the same in every lane.
+__device__ __forceinline__ uint32_t orWarp(uint32_t value, Site = Site::current()) {
+  return ::__reduce_or_sync(kFullMask, value);
+}
 /// The smaller of each pair of unsigned 16-bit halves.
 __device__ __forceinline__ uint32_t minHalves(uint32_t a, uint32_t b) {
   return ::__vminu2(a, b);

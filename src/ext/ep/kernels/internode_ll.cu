@@ -62,7 +62,7 @@ void launchDispatch(LowLatencyDispatchArgs args, bool e4m3, int blocks, void* st
 void launchCombine(LowLatencyCombineArgs args, int blocks, void* stream) {
   const int peers = (args.group.ranks - 1) * args.area.maxTokens;
   const int items = (sends(args.group.phase) ? peers : 0) + args.tokens;
-  const LaunchShape shape = shapeFor(args, items, blocks, 0);
+  const LaunchShape shape = shapeFor(args, items, blocks, sizeof(LowLatencyTurn));
   const auto native = static_cast<NativeStream>(stream);
   withFlags(true, isFast(args), [&](auto, auto fast) {
     launch<lowLatencyCombineKernel<fast.value>, kLowLatencyThreads>(shape, native, args);

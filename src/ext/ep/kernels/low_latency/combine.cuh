@@ -4,8 +4,7 @@
 
 /// Low-latency combine, reduced where the experts are: the home of a token sends its weights, the
 /// experts' ranks add their rows of it in fp32 and send one bf16 row, the home adds those. A rank's
-/// own rows are added in fp32 first, then the peers' in the order of the token's selections: the
-/// same bits every time.
+/// own rows are added in fp32 first, then the peers' in ascending order: the same bits every time.
 namespace mscclpp::ep::MSCCLPP_PLATFORM_NS {
 
 /// Rows of y whose loads are under way together.
@@ -291,18 +290,17 @@ struct CombineBlock {
 template <bool Fast>
 __device__ void lowLatencyCombineKernel(const LowLatencyCombineArgs& a) {
   using Path = LowLatencyPath<Fast>;
-  const LowLatencyGroup& g = a.group;
-  const LowLatencyStart start = lowLatencyStart(g, LowLatencyKind::combine);
-  const LowLatencyTurn turn = lowLatencyTurn(g, start);
+  const LowLatencyTurn turn =
+      enterLowLatency<Path>(a.group, LowLatencyKind::combine, sharedStorage<LowLatencyTurn>());
   const CombineBlock<Path> block(a, turn);
-  bool ready = !turn.broken;
-  if (ready && sends(g.phase)) {
-    ready = awaitRoom<Path>(g, LowLatencyKind::combine, start, turn);
-    if (ready) block.pushWeights();
-    if (ready && blockIndex() == gridSize() - 1) block.pushHello();
+  if (turn.sound) {
+    if (sends(a.group.phase)) {
+      block.pushWeights();
+      if (blockIndex() == gridSize() - 1) block.pushHello();
+    }
+    block.run();
   }
-  if (ready) block.run();
-  finishLowLatency<Path>(g, LowLatencyKind::combine, turn);
+  finishLowLatency<Path>(a.group, LowLatencyKind::combine, turn);
 }
 
 }  // namespace mscclpp::ep::MSCCLPP_PLATFORM_NS

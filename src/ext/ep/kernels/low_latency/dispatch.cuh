@@ -149,17 +149,28 @@ struct DispatchBlock {
       }
       if (!row.hasUnit(pass)) continue;
       const auto& head = shared.head();
-      for (int k = 0; k < a.area.topk; ++k) {
-        const int slot = head.slot[place][k];
-        if (slot >= 0) storeUnit(slot, head.expert[place][k], row.unit(pass), unit);
+#pragma unroll 2
+      for (int base = 0; base < a.area.topk; base += 4) {
+        const Vec16 slots = load16(&head.slot[place][base]);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const auto slot = static_cast<std::int32_t>(slots.w[i]);
+          if (slot >= 0) {
+            storeUnit(slot, E4m3 ? head.expert[place][base + i] : 0, row.unit(pass), unit);
+          }
+        }
       }
     }
   }
 
   __device__ __forceinline__ bool isWanted(int place) const {
-    int any = -1;
-    for (int k = 0; k < a.area.topk; ++k) any &= shared.head().slot[place][k];
-    return any != -1;
+    std::uint32_t none = ~0u;
+#pragma unroll 2
+    for (int base = 0; base < a.area.topk; base += 4) {
+      const Vec16 slots = load16(&shared.head().slot[place][base]);
+      none &= slots.w[0] & slots.w[1] & slots.w[2] & slots.w[3];
+    }
+    return none != ~0u;
   }
 
   /// `own`: this thread's unit of the block's first token.
@@ -196,27 +207,51 @@ struct DispatchBlock {
     }
   }
 
-  /// The last block: counts and ranges of every local expert, a few experts at a time.
+  /// The last block: counts and ranges of every local expert, as many experts at a time as there
+  /// are counters for.
   __device__ __forceinline__ void writeCounts() const {
     const IdReader ids{a, shared, turn.epoch};
-    const int n = a.group.ranks, first = a.group.rank * a.expertsPerRank;
-    for (int s = static_cast<int>(threadIndex()); s < n; s += kLowLatencyThreads) {
-      a.sourceTokens[s] = shared.tokens()[s];
+    const int n = a.group.ranks, thread = static_cast<int>(threadIndex());
+    for (int s = thread; s < n; s += kLowLatencyThreads) a.sourceTokens[s] = shared.tokens()[s];
+    const int atOnce = n < kCountsAtOnce ? kCountsAtOnce / n : 1;
+#pragma unroll 1
+    for (int first = 0; first < a.expertsPerRank; first += atOnce) {
+      const int left = a.expertsPerRank - first, experts = left < atOnce ? left : atOnce;
+      for (int i = thread; i < experts * n; i += kLowLatencyThreads) shared.head().counts[i] = 0;
+      syncBlock();
+      countSelections(ids, a.group.rank * a.expertsPerRank + first, experts);
+      syncBlock();
+      for (int e = thread; e < experts; e += kLowLatencyThreads) writeCountsOf(first + e, e);
+      syncBlock();
     }
-    for (int e = static_cast<int>(warpId()); e < a.expertsPerRank; e += kLowLatencyWarps) {
-      int begin = 0;
-      for (int s = 0; s < n; ++s) {
-        const int count = ids.countOf(s, static_cast<std::uint32_t>(first + e));
-        if (laneId() == 0) {
-          a.layoutRange[static_cast<std::int64_t>(e) * n + s] =
-              static_cast<std::int64_t>(begin) << 32 | count;
+  }
+  __device__ __forceinline__ void countSelections(const IdReader& ids, int firstExpert,
+                                                  int experts) const {
+    const int n = a.group.ranks;
+#pragma unroll 1
+    for (int s = 0; s < n; ++s) {
+      const int selections = shared.tokens()[s] * a.area.topk;
+#pragma unroll 1
+      for (int i = static_cast<int>(threadIndex()); i < selections; i += kLowLatencyThreads) {
+        const int expert = static_cast<int>(ids.id(s, i)) - firstExpert;
+        if (expert >= 0 && expert < experts) {
+          fetchAddLocalRelaxed(&shared.head().counts[expert * n + s], 1u);
         }
-        begin += count;
       }
-      if (laneId() != 0) continue;
-      a.recvCount[e] = begin;
-      if (a.expertTotals) a.expertTotals[e] += begin;
     }
+  }
+  __device__ __forceinline__ void writeCountsOf(int expert, int counted) const {
+    const int n = a.group.ranks;
+    int begin = 0;
+#pragma unroll 1
+    for (int s = 0; s < n; ++s) {
+      const int count = static_cast<int>(loadRelaxed(&shared.head().counts[counted * n + s]));
+      a.layoutRange[static_cast<std::int64_t>(expert) * n + s] =
+          static_cast<std::int64_t>(begin) << 32 | count;
+      begin += count;
+    }
+    a.recvCount[expert] = begin;
+    if (a.expertTotals) a.expertTotals[expert] += begin;
   }
 };
 
@@ -227,24 +262,24 @@ __device__ void lowLatencyDispatchKernel(const LowLatencyDispatchArgs& a) {
   const LowLatencyGroup& g = a.group;
   const DispatchShared shared{g.ranks, idUnitsOf(a.area), a.idsInShared,
                               E4m3 ? e4m3Units(a.hidden) : 0};
-  const LowLatencyStart start = lowLatencyStart(g, LowLatencyKind::dispatch);
   const bool last = blockIndex() == gridSize() - 1;
   // The loads of the first row are on their way before the epoch is looked at.
   typename Block::Loaded first{-1, {}};
-  if (sends(g.phase)) {
-    first = Block(a, shared, {}).load(static_cast<int>(blockIndex()));
-  }
-  const LowLatencyTurn turn = lowLatencyTurn(g, start);
+  if (sends(g.phase)) first = Block(a, shared, {}).load(static_cast<int>(blockIndex()));
+  const LowLatencyTurn turn =
+      enterLowLatency<Path>(g, LowLatencyKind::dispatch, shared.head().turn);
   const Block block(a, shared, turn);
   const bool idsFromSelf = block.ownStaged() || !a.idsInShared;
-  if (sends(g.phase) && !turn.broken && awaitRoom<Path>(g, LowLatencyKind::dispatch, start, turn)) {
-    if (last) pushIds<Path>(a, turn, idsFromSelf);
-    block.pushTokens(first);
-  }
-  if (receives(g.phase) && !turn.broken) {
-    awaitIds<Path>(a, shared, turn.epoch, idsFromSelf);
-    block.placeRows(first.unit);
-    if (last) block.writeCounts();
+  if (turn.sound) {
+    if (sends(g.phase)) {
+      if (last) pushIds<Path>(a, turn, idsFromSelf);
+      block.pushTokens(first);
+    }
+    if (receives(g.phase)) {
+      awaitIds<Path>(a, shared, turn.epoch, idsFromSelf);
+      block.placeRows(first.unit);
+      if (last) block.writeCounts();
+    }
   }
   finishLowLatency<Path>(g, LowLatencyKind::dispatch, turn);
 }

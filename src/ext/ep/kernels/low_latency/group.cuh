@@ -103,7 +103,7 @@ __device__ __forceinline__ LowLatencyStart lowLatencyStart(const LowLatencyGroup
 struct LowLatencyTurn {
   std::uint64_t epoch;
   std::uint32_t finished;  ///< low bits of the last epoch of the other parity that is received
-  bool broken;             ///< an earlier call failed: tell nobody anything
+  bool sound;              ///< false: an earlier call failed, or this one has no room; tell nobody
 };
 __device__ __forceinline__ LowLatencyTurn lowLatencyTurn(const LowLatencyGroup& g,
                                                          const LowLatencyStart& start) {
@@ -111,7 +111,7 @@ __device__ __forceinline__ LowLatencyTurn lowLatencyTurn(const LowLatencyGroup& 
   const std::uint64_t epoch = sends(g.phase) ? sent + 1 : sent - g.laterSends;
   const unsigned other = static_cast<unsigned>(~epoch & 1);
   const std::uint64_t calls = (other != 0 ? start.received[1] : start.received[0]) / kEpochStep;
-  return {epoch, static_cast<std::uint32_t>(epochOfCalls(calls, other)), start.broken != 0};
+  return {epoch, static_cast<std::uint32_t>(epochOfCalls(calls, other)), start.broken == 0};
 }
 
 /// A wait for `peer` has failed: without shrink nothing that this rank tells from now on is true.
@@ -175,6 +175,22 @@ __device__ __forceinline__ bool awaitRoom(const LowLatencyGroup& g, LowLatencyKi
   return all(good);
 }
 
+/// Start of a kernel, called by all threads. One warp looks: thousands that read the same words get
+/// them one after the other. `shared`: in shared memory.
+template <class Path>
+__device__ __forceinline__ LowLatencyTurn enterLowLatency(const LowLatencyGroup& g,
+                                                          LowLatencyKind kind,
+                                                          LowLatencyTurn& shared) {
+  if (warpId() == 0) {
+    const LowLatencyStart start = lowLatencyStart(g, kind);
+    LowLatencyTurn turn = lowLatencyTurn(g, start);
+    if (turn.sound && sends(g.phase)) turn.sound = awaitRoom<Path>(g, kind, start, turn);
+    if (laneId() == 0) shared = turn;
+  }
+  syncBlock();
+  return shared;
+}
+
 /// End of a kernel, called by all threads: the epoch advances when the last block is here. After a
 /// receive half alone the peers are told, since no later message of this rank may do it in time.
 template <class Path>
@@ -195,7 +211,7 @@ __device__ __forceinline__ void finishLowLatency(const LowLatencyGroup& g, LowLa
       fetchAddLocalRelaxed(&words.received[k][parity], share);
     }
   }
-  if (g.phase != LowLatencyPhase::receive || !any(last) || turn.broken) return;
+  if (g.phase != LowLatencyPhase::receive || !any(last) || !turn.sound) return;
   for (int peer = static_cast<int>(laneId()); peer < g.ranks; peer += 32) {
     if (peer == g.rank) continue;
     storeRelease(&peerWords(g, regionOf<Path>(g, peer), g.rank).finished[k][parity],
@@ -269,16 +285,17 @@ __device__ __forceinline__ std::int64_t loadSelection(const Args& a, int token) 
   if (lane >= a.area.topk) return -1;
   return a.topkIdx[static_cast<std::int64_t>(token) * a.area.topk + lane];
 }
-/// Calls f(rank) once per rank that owns a selection, in the order of its first one. f runs in all
-/// lanes together. `selection`: what loadSelection() returned.
+/// Calls f(rank) once per rank that owns a selection, ranks in ascending order. f runs in all lanes
+/// together. `selection`: what loadSelection() returned.
 template <class Args, class F>
 __device__ __forceinline__ void forEachOwner(const Args& a, std::int64_t selection, F&& f) {
   const int owner = ownerOf(a, selection);
 #pragma unroll 1
-  for (int k = 0; k < a.area.topk; ++k) {
-    const int rank = shuffle(owner, k);
-    const unsigned equal = ballot(owner == rank);
-    if (rank >= 0 && (equal & ((1u << k) - 1)) == 0) f(rank);
+  for (int base = 0; base < a.group.ranks; base += 32) {
+    const bool here = owner >= base && owner < base + 32;
+    std::uint32_t owners = orWarp(here ? 1u << (owner - base) : 0u);
+#pragma unroll 1
+    for (; owners != 0; owners &= owners - 1) f(base + findFirstSet(owners) - 1);
   }
 }
 

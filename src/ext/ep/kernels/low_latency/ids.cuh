@@ -9,12 +9,18 @@ namespace mscclpp::ep::MSCCLPP_PLATFORM_NS {
 /// Items that a block places together: their selections' slots are found by all its warps.
 inline constexpr int kPlaceBatch = 4;
 
+/// Counters of writeCounts(): selections of so many (expert, source) are counted at a time.
+inline constexpr int kCountsAtOnce = 2048;
+
 /// A block's shared memory: head, tokens and missing [ranks], then ids [ranks][units] or nothing,
 /// then a quantised row.
 struct DispatchShared {
-  struct Head {
-    std::int32_t slot[kPlaceBatch][kMaxLowLatencyTopk];
+  struct alignas(16) Head {
+    LowLatencyTurn turn;
+    /// Of the items that are placed together; -1 = not here, also past top-k.
+    alignas(16) std::int32_t slot[kPlaceBatch][kMaxLowLatencyTopk];
     std::int32_t expert[kPlaceBatch][kMaxLowLatencyTopk];  ///< of the slot, among the local ones
+    std::uint32_t counts[kCountsAtOnce];
   };
   int ranks;
   int idUnits;  ///< of one rank
@@ -230,6 +236,10 @@ __device__ __forceinline__ void awaitIds(const LowLatencyDispatchArgs& a,
   for (int s = static_cast<int>(threadIndex()); s < g.ranks; s += kLowLatencyThreads) {
     storeRelaxed(&shared.missing()[s], 0u);
   }
+  for (int i = static_cast<int>(threadIndex()); i < kPlaceBatch * kMaxLowLatencyTopk;
+       i += kLowLatencyThreads) {
+    shared.head().slot[0][i] = -1;
+  }
   if (threadIndex() == 0) shared.tokens()[g.rank] = a.tokens;
   if (!fromSelf && shared.idsHere) {
     const int units = (a.tokens * a.area.topk + kIdsPerUnit - 1) / kIdsPerUnit;
@@ -286,11 +296,6 @@ struct IdReader {
       equal += countShare(s, shared.tokens()[s] * a.area.topk, expert);
     }
     return static_cast<int>(sumWarp(equal));
-  }
-  /// All selections of `expert` by `source`. A whole warp.
-  __device__ __forceinline__ int countOf(int source, std::uint32_t expert) const {
-    return static_cast<int>(
-        sumWarp(countShare(source, shared.tokens()[source] * a.area.topk, expert)));
   }
 };
 
