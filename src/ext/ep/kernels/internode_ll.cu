@@ -75,7 +75,8 @@ void preparePath() {
       kLowLatencyShared);
   prepare<lowLatencyDispatchKernel<false, Fast>, kLowLatencyThreads, LowLatencyDispatchArgs>(
       kLowLatencyShared);
-  prepare<lowLatencyCombineKernel<Fast>, kLowLatencyThreads, LowLatencyCombineArgs>(0);
+  prepare<lowLatencyCombineKernel<Fast>, kLowLatencyThreads, LowLatencyCombineArgs>(
+      sizeof(LowLatencyTurn));
 }
 void prepareAll() {
   preparePath<true>();
