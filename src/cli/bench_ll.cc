@@ -65,7 +65,7 @@ class LowLatencyRank {
     line.dispatchBytes = selections * rowBytes;
     const int units = fp8 ? e4m3Units(options_.hidden) : bf16Units(options_.hidden);
     line.dispatchWire =
-        remoteRows_ * DispatchArea{options_.ranks, tokens_, options_.topk, units}.rowBytes();
+        remoteRows_ * DispatchArea::make(options_.ranks, tokens_, options_.topk, units).rowBytes;
     line.correct = onAllRanks(isCorrect());
     line.dispatch = time([&] { dispatch(fp8, false); });
     line.combine = time([&] { combine(false); });
@@ -123,8 +123,9 @@ class LowLatencyRank {
       }
       remoteRows_ += static_cast<double>(remote.size());
     }
-    const CombineArea area{options_.ranks, tokens_, options_.topk, bf16Units(options_.hidden)};
-    bytes_.combineWire = remoteRows_ * static_cast<double>(area.rowBytes());
+    const auto area =
+        CombineArea::make(options_.ranks, tokens_, options_.topk, bf16Units(options_.hidden));
+    bytes_.combineWire = remoteRows_ * static_cast<double>(area.rowBytes);
   }
 
   void dispatch(bool fp8, bool halves) {

@@ -151,8 +151,8 @@ LowLatencyDispatchResult Buffer::lowLatencyDispatch(const LowLatencyDispatchRequ
   Group& group = impl_->alive();
   const DispatchDims dims = checkDispatch(request, group);
   LowLatencyDispatchArgs args;
-  args.area = {group.ranks(), request.maxTokens, dims.topk,
-               request.useFp8 ? e4m3Units(dims.hidden) : bf16Units(dims.hidden)};
+  args.area = DispatchArea::make(group.ranks(), request.maxTokens, dims.topk,
+                                 request.useFp8 ? e4m3Units(dims.hidden) : bf16Units(dims.hidden));
   checkRegion(group, args.area.total(), "low_latency_dispatch");
   args.waitTotals = waitTotals(request.waitTotals, group);
 
@@ -243,7 +243,8 @@ LowLatencyCombineResult Buffer::lowLatencyCombine(const LowLatencyCombineRequest
   const int tokens = checkCombine(request, group);
   const LowLatencyHandleState& handle = *request.handle.operator->();
   LowLatencyCombineArgs args;
-  args.area = {group.ranks(), handle.maxTokens, handle.topk, bf16Units(handle.hidden)};
+  args.area =
+      CombineArea::make(group.ranks(), handle.maxTokens, handle.topk, bf16Units(handle.hidden));
   checkRegion(group, args.area.total(), "low_latency_combine");
   args.waitTotals = waitTotals(request.waitTotals, group);
   CallOrder order(group, request.order);

@@ -29,8 +29,8 @@ Parts partsOf(int maxTokens, int hidden, int ranks, int experts) {
         "num_experts = {} must be in 1 .. {}", experts, kMaxLowLatencyExperts);
   const int units = std::max(bf16Units(hidden), e4m3Units(hidden));
   return {LowLatencyPlan{ranks, 0}.head(),
-          DispatchArea{ranks, maxTokens, kMaxLowLatencyTopk, units}.total(),
-          CombineArea{ranks, maxTokens, kMaxLowLatencyTopk, bf16Units(hidden)}.total()};
+          DispatchArea::make(ranks, maxTokens, kMaxLowLatencyTopk, units).total(),
+          CombineArea::make(ranks, maxTokens, kMaxLowLatencyTopk, bf16Units(hidden)).total()};
 }
 
 }  // namespace
@@ -41,8 +41,8 @@ std::size_t lowLatencySizeHint(int maxTokens, int hidden, int ranks, int experts
 
 std::string describeLowLatencySize(int maxTokens, int hidden, int ranks, int experts) {
   const Parts parts = partsOf(maxTokens, hidden, ranks, experts);
-  const DispatchArea dispatch{ranks, maxTokens, kMaxLowLatencyTopk, bf16Units(hidden)};
-  const CombineArea combine{ranks, maxTokens, kMaxLowLatencyTopk, bf16Units(hidden)};
+  const auto dispatch = DispatchArea::make(ranks, maxTokens, kMaxLowLatencyTopk, bf16Units(hidden));
+  const auto combine = CombineArea::make(ranks, maxTokens, kMaxLowLatencyTopk, bf16Units(hidden));
   return fmt::format(
       "{} bytes = head {} + 4 areas (dispatch and combine, odd and even calls) of {}; a dispatch "
       "area: {} ranks x ({} bytes of ids + {} rows of {}); a combine area: {} ranks x {} tokens x "
@@ -50,8 +50,8 @@ std::string describeLowLatencySize(int maxTokens, int hidden, int ranks, int exp
       "top-k "
       "{}",
       parts.total(ranks), parts.head, std::max(parts.dispatch, parts.combine), ranks,
-      dispatch.ids(1, 1), maxTokens, dispatch.rowBytes(), ranks, maxTokens,
-      combine.weightLines() * static_cast<int>(device::kLineSize), combine.rowBytes(),
+      dispatch.ids(1, 1), maxTokens, dispatch.rowBytes, ranks, maxTokens,
+      combine.weightLines * static_cast<int>(device::kLineSize), combine.rowBytes,
       combine.total() - combine.ownSum(0), kMaxLowLatencyTopk);
 }
 

@@ -31,10 +31,9 @@ inline constexpr int kInlineRanks = 64;
 inline constexpr int kFastTopk = 8;
 
 struct LowLatencyGroup {
-  char* region = nullptr;            ///< this rank's
-  char* regions[kInlineRanks] = {};  ///< of the first ranks, as mapped here
-  char* const* heaps = nullptr;      ///< [ranks] all heaps
-  std::uint64_t regionOffset = 0;    ///< in a heap
+  char* region = nullptr;          ///< this rank's
+  char* const* heaps = nullptr;    ///< [ranks] all heaps
+  std::uint64_t regionOffset = 0;  ///< in a heap
   LowLatencyPlan plan;
   int ranks = 1;
   int rank = 0;
@@ -45,10 +44,10 @@ struct LowLatencyGroup {
   /// Receive halves: calls that this rank has sent after the one that is received.
   std::uint64_t laterSends = 0;
   std::uint64_t share = 0;  ///< of kEpochStep, by every block but the first; set by the launcher
+  char* regions[kInlineRanks] = {};  ///< of the first ranks, as mapped here
 };
 
 struct LowLatencyDispatchArgs {
-  LowLatencyGroup group;
   DispatchArea area;
   const char* x = nullptr;                ///< bf16 [tokens, hidden]
   const std::int64_t* topkIdx = nullptr;  ///< [tokens, topk]
@@ -71,10 +70,10 @@ struct LowLatencyDispatchArgs {
   std::int32_t* sourceTokens = nullptr;  ///< [ranks]
   std::int32_t* expertTotals = nullptr;  ///< optional [local experts], added to
   std::int64_t* waitTotals = nullptr;    ///< optional [ranks] nanoseconds, added to
+  LowLatencyGroup group;                 ///< last: its end is seldom read
 };
 
 struct LowLatencyCombineArgs {
-  LowLatencyGroup group;
   CombineArea area;
   const char* y = nullptr;                ///< bf16, rows as recvX
   const std::int64_t* topkIdx = nullptr;  ///< [tokens, topk]
@@ -88,6 +87,7 @@ struct LowLatencyCombineArgs {
   const std::int32_t* sourceTokens = nullptr;  ///< of the dispatch
   char* out = nullptr;                         ///< bf16 [tokens, hidden]
   std::int64_t* waitTotals = nullptr;          ///< optional [ranks] nanoseconds, added to
+  LowLatencyGroup group;                       ///< last: its end is seldom read
 };
 
 struct LowLatencyKernels {

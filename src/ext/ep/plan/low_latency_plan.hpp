@@ -71,34 +71,35 @@ constexpr int e4m3Units(int hidden) {
 }
 
 /// Offsets inside a dispatch area: per source, its ids after the first line of them, and its rows.
+/// Made on the host: a kernel only multiplies and adds.
 struct DispatchArea {
   int ranks = 1;
   int maxTokens = 0;
   int topk = 0;
   int rowUnits = 0;
+  int idLines = 1;  ///< of a source, at least one: its tail tells how many tokens there are
+  std::uint32_t rowBytes = 0;
+  std::uint64_t rowsAt = 0;
 
-  /// At least one: its tail tells how many tokens there are.
-  constexpr int idLines() const {
-    const int lines = static_cast<int>(
-        ceilDiv(static_cast<std::size_t>(maxTokens) * static_cast<std::size_t>(topk), kIdsPerLine));
-    return lines > 0 ? lines : 1;
-  }
-  constexpr int rowLines() const {
-    return static_cast<int>(linesFor(static_cast<std::size_t>(rowUnits)));
-  }
-  constexpr std::size_t rowBytes() const {
-    return static_cast<std::size_t>(rowLines()) * device::kLineSize;
+  static constexpr DispatchArea make(int ranks, int maxTokens, int topk, int rowUnits) {
+    DispatchArea area{ranks, maxTokens, topk, rowUnits};
+    const std::size_t ids = static_cast<std::size_t>(maxTokens) * static_cast<std::size_t>(topk);
+    area.idLines = ids > 0 ? static_cast<int>(ceilDiv(ids, kIdsPerLine)) : 1;
+    area.rowBytes = static_cast<std::uint32_t>(linesFor(static_cast<std::size_t>(rowUnits)) *
+                                               device::kLineSize);
+    area.rowsAt = area.ids(ranks, 1);
+    return area;
   }
   /// Of line `line` >= 1; the first one is the source's hello.
   constexpr std::size_t ids(int source, int line) const {
-    return (static_cast<std::size_t>(source) * static_cast<std::size_t>(idLines() - 1) +
+    return (static_cast<std::size_t>(source) * static_cast<std::size_t>(idLines - 1) +
             static_cast<std::size_t>(line - 1)) *
            device::kLineSize;
   }
   constexpr std::size_t row(int source, int token) const {
-    return ids(ranks, 1) + (static_cast<std::size_t>(source) * static_cast<std::size_t>(maxTokens) +
-                            static_cast<std::size_t>(token)) *
-                               rowBytes();
+    return static_cast<std::size_t>(rowsAt) +
+           static_cast<std::size_t>(static_cast<std::uint32_t>(source * maxTokens + token)) *
+               rowBytes;
   }
   constexpr std::size_t total() const { return row(ranks, 0); }
 };
@@ -110,31 +111,34 @@ struct CombineArea {
   int maxTokens = 0;
   int topk = 0;
   int rowUnits = 0;
+  int weightLines = 1;  ///< of a token
+  std::uint32_t rowBytes = 0;
+  std::uint64_t partialAt = 0, ownAt = 0;
 
-  constexpr int weightLines() const {
-    return static_cast<int>(ceilDiv(static_cast<std::size_t>(topk), kWeightsPerLine));
-  }
-  constexpr int rowLines() const {
-    return static_cast<int>(linesFor(static_cast<std::size_t>(rowUnits)));
-  }
-  constexpr std::size_t rowBytes() const {
-    return static_cast<std::size_t>(rowLines()) * device::kLineSize;
+  static constexpr CombineArea make(int ranks, int maxTokens, int topk, int rowUnits) {
+    CombineArea area{ranks, maxTokens, topk, rowUnits};
+    area.weightLines = static_cast<int>(ceilDiv(static_cast<std::size_t>(topk), kWeightsPerLine));
+    area.rowBytes = static_cast<std::uint32_t>(linesFor(static_cast<std::size_t>(rowUnits)) *
+                                               device::kLineSize);
+    area.partialAt = area.weights(ranks, 0);
+    area.ownAt = area.partial(ranks, 0);
+    return area;
   }
   constexpr std::size_t weights(int home, int token) const {
-    return (static_cast<std::size_t>(home) * static_cast<std::size_t>(maxTokens) +
-            static_cast<std::size_t>(token)) *
-           static_cast<std::size_t>(weightLines()) * device::kLineSize;
+    return static_cast<std::size_t>(
+               static_cast<std::uint32_t>((home * maxTokens + token) * weightLines)) *
+           device::kLineSize;
   }
   constexpr std::size_t partial(int from, int token) const {
-    return weights(ranks, 0) +
-           (static_cast<std::size_t>(from) * static_cast<std::size_t>(maxTokens) +
-            static_cast<std::size_t>(token)) *
-               rowBytes();
+    return static_cast<std::size_t>(partialAt) +
+           static_cast<std::size_t>(static_cast<std::uint32_t>(from * maxTokens + token)) *
+               rowBytes;
   }
   /// Own sums between the halves of a call: fp32, so that halves and whole calls give equal bits.
   constexpr std::size_t ownSum(int token) const {
-    return partial(ranks, 0) + static_cast<std::size_t>(token) *
-                                   static_cast<std::size_t>(rowUnits) * 2 * sizeof(device::Vec16);
+    return static_cast<std::size_t>(ownAt) +
+           static_cast<std::size_t>(static_cast<std::uint32_t>(token)) *
+               static_cast<std::uint32_t>(rowUnits * 2) * sizeof(device::Vec16);
   }
   constexpr std::size_t total() const { return alignUp(ownSum(maxTokens), device::kLineSize); }
 };

@@ -69,7 +69,7 @@ struct CombineBlock {
     return bitsToFloat(shuffle(w, lane));
   }
   __device__ __forceinline__ bool hasWeightLine() const {
-    return static_cast<int>(laneId()) / kLineLanes < a.area.weightLines();
+    return static_cast<int>(laneId()) / kLineLanes < a.area.weightLines;
   }
   /// A warp per peer.
   __device__ __forceinline__ void pushWeights() const {

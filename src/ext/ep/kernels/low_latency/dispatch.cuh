@@ -99,7 +99,7 @@ struct DispatchBlock {
   }
 
   /// The slots of one selection; a whole warp.
-  __device__ __forceinline__ void findSlot(const IdReader& ids, int place, const Item& item,
+  __device__ __forceinline__ void findSlot(const IdReader<Path>& ids, int place, const Item& item,
                                            int k) const {
     const int index = item.token * a.area.topk + k;
     const std::uint32_t expert = ids.id(item.source, index);
@@ -175,7 +175,7 @@ struct DispatchBlock {
 
   /// `own`: this thread's unit of the block's first token.
   __device__ __forceinline__ void placeRows(Vec16 own) const {
-    const IdReader ids{a, shared, turn.epoch};
+    const IdReader<Path> ids{a, shared, turn.epoch};
     const int blocks = static_cast<int>(gridSize()), n = a.group.ranks, topk = a.area.topk;
     int most = 0;
 #pragma unroll 1
@@ -210,7 +210,7 @@ struct DispatchBlock {
   /// The last block: counts and ranges of every local expert, as many experts at a time as there
   /// are counters for.
   __device__ __forceinline__ void writeCounts() const {
-    const IdReader ids{a, shared, turn.epoch};
+    const IdReader<Path> ids{a, shared, turn.epoch};
     const int n = a.group.ranks, thread = static_cast<int>(threadIndex());
     for (int s = thread; s < n; s += kLowLatencyThreads) a.sourceTokens[s] = shared.tokens()[s];
     const int atOnce = n < kCountsAtOnce ? kCountsAtOnce / n : 1;
@@ -225,7 +225,7 @@ struct DispatchBlock {
       syncBlock();
     }
   }
-  __device__ __forceinline__ void countSelections(const IdReader& ids, int firstExpert,
+  __device__ __forceinline__ void countSelections(const IdReader<Path>& ids, int firstExpert,
                                                   int experts) const {
     const int n = a.group.ranks;
 #pragma unroll 1
@@ -266,13 +266,14 @@ __device__ void lowLatencyDispatchKernel(const LowLatencyDispatchArgs& a) {
   // The loads of the first row are on their way before the epoch is looked at.
   typename Block::Loaded first{-1, {}};
   if (sends(g.phase)) first = Block(a, shared, {}).load(static_cast<int>(blockIndex()));
+  loadOwnIds(a, shared);
   const LowLatencyTurn turn =
       enterLowLatency<Path>(g, LowLatencyKind::dispatch, shared.head().turn);
   const Block block(a, shared, turn);
   const bool idsFromSelf = block.ownStaged() || !a.idsInShared;
   if (turn.sound) {
     if (sends(g.phase)) {
-      if (last) pushIds<Path>(a, turn, idsFromSelf);
+      if (last) pushIds<Path>(a, shared, turn, idsFromSelf);
       block.pushTokens(first);
     }
     if (receives(g.phase)) {

@@ -175,13 +175,14 @@ __device__ __forceinline__ bool awaitRoom(const LowLatencyGroup& g, LowLatencyKi
   return all(good);
 }
 
-/// Start of a kernel, called by all threads. One warp looks: thousands that read the same words get
-/// them one after the other. `shared`: in shared memory.
+/// Start of a kernel, called by all threads. One warp looks (the last, which has the least to do
+/// before): thousands that read the same words get them one after the other. `shared`: in shared
+/// memory.
 template <class Path>
 __device__ __forceinline__ LowLatencyTurn enterLowLatency(const LowLatencyGroup& g,
                                                           LowLatencyKind kind,
                                                           LowLatencyTurn& shared) {
-  if (warpId() == 0) {
+  if (warpId() == kLowLatencyWarps - 1) {
     const LowLatencyStart start = lowLatencyStart(g, kind);
     LowLatencyTurn turn = lowLatencyTurn(g, start);
     if (turn.sound && sends(g.phase)) turn.sound = awaitRoom<Path>(g, kind, start, turn);

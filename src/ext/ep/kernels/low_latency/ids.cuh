@@ -59,7 +59,7 @@ struct DispatchShared {
   }
 };
 constexpr int idUnitsOf(const DispatchArea& area) {
-  return area.idLines() * kLineUnits;
+  return area.idLines * kLineUnits;
 }
 
 /// A line of a source's ids in the region or area that is given.
@@ -75,36 +75,63 @@ __device__ __forceinline__ const char* myIdLine(const LowLatencyDispatchArgs& a,
                 epoch);
 }
 
-__device__ __forceinline__ std::uint32_t packedId(const LowLatencyDispatchArgs& a, int index) {
-  if (index >= a.tokens * a.area.topk) return kNoExpert;
-  const std::int64_t expert = a.topkIdx[index];
-  if (expert >= 0 && expert < a.experts) return static_cast<std::uint32_t>(expert);
-  if (expert != -1) {
-    reportFailure(a.group.wait, lowLatencyWait(WaitWhat::invalidExpert, a.group.rank),
-                  static_cast<std::uint64_t>(a.experts), static_cast<std::uint64_t>(expert));
+/// Two of this rank's ids as one word. -1, and what lies behind the last token, are no expert;
+/// anything else that is none is remembered in `bad`.
+__device__ __forceinline__ std::uint32_t idPair(const LowLatencyDispatchArgs& a, int index,
+                                                std::int64_t& bad) {
+  std::uint32_t pair = 0;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const std::int64_t expert = index + i < a.tokens * a.area.topk ? a.topkIdx[index + i] : -1;
+    const bool valid = static_cast<std::uint64_t>(expert) < static_cast<std::uint64_t>(a.experts);
+    if (!valid && expert != -1) bad = expert;
+    pair |= (valid ? static_cast<std::uint32_t>(expert) : kNoExpert) << (16 * i);
   }
-  return kNoExpert;
+  return pair;
 }
-/// Eight of this rank's own ids.
-__device__ __forceinline__ Vec16 ownIdUnit(const LowLatencyDispatchArgs& a, int unit) {
+/// Eight of them.
+__device__ __forceinline__ Vec16 ownIdUnit(const LowLatencyDispatchArgs& a, int unit,
+                                           std::int64_t& bad) {
   Vec16 ids;
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const int index = unit * kIdsPerUnit + 2 * i;
-    ids.w[i] = packedId(a, index) | packedId(a, index + 1) << 16;
-  }
+  for (int i = 0; i < 4; ++i) ids.w[i] = idPair(a, unit * kIdsPerUnit + 2 * i, bad);
   return ids;
 }
-
 /// Lines that `tokens` tokens fill; one at least.
 __device__ __forceinline__ int usedIdLines(const LowLatencyDispatchArgs& a, int tokens) {
   const int lines = (tokens * a.area.topk + kIdsPerLine - 1) / kIdsPerLine;
   return lines > 0 ? lines : 1;
 }
 
+/// Before the call is entered: own ids to shared memory, which pushIds() and the slots read.
+__device__ __forceinline__ void loadOwnIds(const LowLatencyDispatchArgs& a,
+                                           const DispatchShared& shared) {
+  std::int64_t bad = -1;
+  if (shared.idsHere) {
+    const int units = usedIdLines(a, a.tokens) * kLineUnits;
+#pragma unroll 1
+    for (int u = static_cast<int>(threadIndex()); u < units; u += kLowLatencyThreads) {
+      shared.ids(a.group.rank)[u] = ownIdUnit(a, u, bad);
+    }
+  }
+  for (int s = static_cast<int>(threadIndex()); s < a.group.ranks; s += kLowLatencyThreads) {
+    storeRelaxed(&shared.missing()[s], 0u);
+    if (s == a.group.rank) shared.tokens()[s] = a.tokens;
+  }
+  for (int i = static_cast<int>(threadIndex()); i < kPlaceBatch * kMaxLowLatencyTopk;
+       i += kLowLatencyThreads) {
+    shared.head().slot[0][i] = -1;
+  }
+  if (bad != -1) {
+    reportFailure(a.group.wait, lowLatencyWait(WaitWhat::invalidExpert, a.group.rank),
+                  static_cast<std::uint64_t>(a.experts), static_cast<std::uint64_t>(bad));
+  }
+}
+
 /// The last block's first duty: everybody waits for the ids.
 template <class Path>
-__device__ __forceinline__ void pushIds(const LowLatencyDispatchArgs& a, const LowLatencyTurn& turn,
+__device__ __forceinline__ void pushIds(const LowLatencyDispatchArgs& a,
+                                        const DispatchShared& shared, const LowLatencyTurn& turn,
                                         bool toSelf) {
   const int lines = usedIdLines(a, a.tokens);
   const std::uint64_t areaOffset = a.group.plan.area(LowLatencyKind::dispatch, turn.epoch);
@@ -114,7 +141,11 @@ __device__ __forceinline__ void pushIds(const LowLatencyDispatchArgs& a, const L
     const int lane = static_cast<int>(laneId()) % kLineLanes;
     Vec16 unit{{static_cast<std::uint32_t>(a.tokens) | a.shapeHash << kHelloTokenBits,
                 turn.finished, 0, 0}};
-    if (lane < kLineUnits) unit = ownIdUnit(a, line * kLineUnits + lane);
+    if (lane < kLineUnits && line < lines) {
+      std::int64_t bad = -1;  // reported by loadOwnIds(), or the call is too large for that
+      const int at = line * kLineUnits + lane;
+      unit = Path::kFast || shared.idsHere ? shared.ids(a.group.rank)[at] : ownIdUnit(a, at, bad);
+    }
     for (int i = 0; i < a.group.ranks; ++i) {
       const int peer =
           a.group.rank + i < a.group.ranks ? a.group.rank + i : a.group.rank + i - a.group.ranks;
@@ -136,7 +167,7 @@ __device__ __forceinline__ bool awaitIdLines(const LowLatencyDispatchArgs& a,
   const WaitPoint point = lowLatencyWait(WaitWhat::lowLatencyIds, source);
   const int lane = static_cast<int>(laneId()) % kLineLanes;
   const int line = firstLine + static_cast<int>(laneId()) / kLineLanes;
-  const bool inside = line < a.area.idLines();
+  const bool inside = line < a.area.idLines;
   const void* const hello = myIdLine(a, source, 0, epoch);
   const void* const mine = myIdLine(a, source, inside ? line : 0, epoch);
   // Both are in flight together; most often they arrive together too.
@@ -157,7 +188,7 @@ __device__ __forceinline__ bool awaitIdLines(const LowLatencyDispatchArgs& a,
   if (line == 0) unit = head;
   if (lane == kLineUnits) {
     if (line == 0) shared.tokens()[source] = tokens;
-  } else if (shared.idsHere && (line == 0 || wanted)) {
+  } else if ((Path::kFast || shared.idsHere) && (line == 0 || wanted)) {
     shared.ids(source)[line * kLineUnits + lane] = unit;
   }
   return true;
@@ -169,7 +200,7 @@ __device__ __forceinline__ void awaitSources(const LowLatencyDispatchArgs& a,
                                              const DispatchShared& shared, std::uint64_t epoch,
                                              bool fromSelf) {
   const LowLatencyGroup& g = a.group;
-  const int warpsPerSource = (a.area.idLines() + 3) / 4;
+  const int warpsPerSource = (a.area.idLines + 3) / 4;
   const int sources = fromSelf ? g.ranks : g.ranks - 1;
   const std::uint64_t start = !Path::kFast && a.waitTotals ? nanoseconds() : 0;
   for (int i = static_cast<int>(warpId()); i < sources * warpsPerSource; i += kLowLatencyWarps) {
@@ -218,7 +249,7 @@ __device__ __forceinline__ void settleSources(const LowLatencyDispatchArgs& a,
   if (!Path::shrink(g)) return;
   for (int s = 0; s < g.ranks; ++s) {
     if (loadRelaxed(&shared.missing()[s]) == 0) continue;
-    for (int line = static_cast<int>(warpId()) * 4; line < a.area.idLines();
+    for (int line = static_cast<int>(warpId()) * 4; line < a.area.idLines;
          line += kLowLatencyWarps * 4) {
       awaitIdLines<Path>(a, shared, epoch, s, line);
     }
@@ -232,36 +263,20 @@ template <class Path>
 __device__ __forceinline__ void awaitIds(const LowLatencyDispatchArgs& a,
                                          const DispatchShared& shared, std::uint64_t epoch,
                                          bool fromSelf) {
-  const LowLatencyGroup& g = a.group;
-  for (int s = static_cast<int>(threadIndex()); s < g.ranks; s += kLowLatencyThreads) {
-    storeRelaxed(&shared.missing()[s], 0u);
-  }
-  for (int i = static_cast<int>(threadIndex()); i < kPlaceBatch * kMaxLowLatencyTopk;
-       i += kLowLatencyThreads) {
-    shared.head().slot[0][i] = -1;
-  }
-  if (threadIndex() == 0) shared.tokens()[g.rank] = a.tokens;
-  if (!fromSelf && shared.idsHere) {
-    const int units = (a.tokens * a.area.topk + kIdsPerUnit - 1) / kIdsPerUnit;
-#pragma unroll 1
-    for (int u = static_cast<int>(threadIndex()); u < units; u += kLowLatencyThreads) {
-      shared.ids(g.rank)[u] = ownIdUnit(a, u);
-    }
-  }
-  syncBlock();
   awaitSources<Path>(a, shared, epoch, fromSelf);
   syncBlock();
   settleSources<Path>(a, shared, epoch);
 }
 
 /// The ids of all ranks once awaitIds() has returned.
+template <class Path>
 struct IdReader {
   const LowLatencyDispatchArgs& a;
   const DispatchShared& shared;
   std::uint64_t epoch;
 
   __device__ __forceinline__ Vec16 unit(int source, int index) const {
-    if (shared.idsHere) return shared.ids(source)[index];
+    if (Path::kFast || shared.idsHere) return shared.ids(source)[index];
     const int line = index / kLineUnits;
     return loadLineUnit(myIdLine(a, source, line, epoch), index - line * kLineUnits);
   }
@@ -276,7 +291,7 @@ struct IdReader {
     const int lane = static_cast<int>(laneId()), whole = ids / kIdsPerUnit;
     const std::uint32_t pattern = expert | expert << 16;
     std::uint32_t equal = 0;
-#pragma unroll 4
+#pragma unroll 2
     for (int u = lane; u < whole; u += 32) {
       const Vec16 q = unit(source, u);
       // min(a ^ b, 1) in each half counts the ids that differ.
@@ -291,9 +306,10 @@ struct IdReader {
   /// How many selections of `expert` come before selection `index` of `source`: all of lower
   /// sources, and earlier ones of this source. A whole warp.
   __device__ __forceinline__ int before(int source, int index, std::uint32_t expert) const {
-    std::uint32_t equal = countShare(source, index, expert);
-    for (int s = 0; s < source; ++s) {
-      equal += countShare(s, shared.tokens()[s] * a.area.topk, expert);
+    std::uint32_t equal = 0;
+#pragma unroll 1
+    for (int s = 0; s <= source; ++s) {
+      equal += countShare(s, s < source ? shared.tokens()[s] * a.area.topk : index, expert);
     }
     return static_cast<int>(sumWarp(equal));
   }
