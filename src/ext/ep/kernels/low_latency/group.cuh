@@ -105,13 +105,14 @@ struct LowLatencyTurn {
   std::uint32_t finished;  ///< low bits of the last epoch of the other parity that is received
   bool sound;              ///< false: an earlier call failed, or this one has no room; tell nobody
 };
+/// A whole warp, so that all lanes agree.
 __device__ __forceinline__ LowLatencyTurn lowLatencyTurn(const LowLatencyGroup& g,
                                                          const LowLatencyStart& start) {
   const std::uint64_t sent = start.sent / kEpochStep;
   const std::uint64_t epoch = sends(g.phase) ? sent + 1 : sent - g.laterSends;
   const unsigned other = static_cast<unsigned>(~epoch & 1);
   const std::uint64_t calls = (other != 0 ? start.received[1] : start.received[0]) / kEpochStep;
-  return {epoch, static_cast<std::uint32_t>(epochOfCalls(calls, other)), start.broken == 0};
+  return {epoch, static_cast<std::uint32_t>(epochOfCalls(calls, other)), !any(start.broken != 0)};
 }
 
 /// A wait for `peer` has failed: without shrink nothing that this rank tells from now on is true.

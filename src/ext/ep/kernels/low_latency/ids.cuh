@@ -103,11 +103,12 @@ __device__ __forceinline__ int usedIdLines(const LowLatencyDispatchArgs& a, int 
   return lines > 0 ? lines : 1;
 }
 
-/// Before the call is entered: own ids to shared memory, which pushIds() and the slots read.
+/// Before the call is entered: own ids to shared memory, which pushIds() and the slots read. A
+/// receive half gets them back from the send half: the caller's may be gone.
 __device__ __forceinline__ void loadOwnIds(const LowLatencyDispatchArgs& a,
                                            const DispatchShared& shared) {
   std::int64_t bad = -1;
-  if (shared.idsHere) {
+  if (shared.idsHere && sends(a.group.phase)) {
     const int units = usedIdLines(a, a.tokens) * kLineUnits;
 #pragma unroll 1
     for (int u = static_cast<int>(threadIndex()); u < units; u += kLowLatencyThreads) {
