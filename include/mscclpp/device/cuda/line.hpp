@@ -45,22 +45,38 @@ __device__ __forceinline__ const void* unitAddress(const void* line) {
 /// often. All warps of a GPU that look at once would keep it busy for milliseconds.
 inline constexpr uint64_t kLineRecordNs = 1'000'000;
 
-/// The slow half of pullLine: everything after the first look.
+/// After kPollsPerTimeCheck polls. `start` and `nextLook` belong to one wait. True: give up.
+__device__ __noinline__ inline bool linePollsEnd(const WaitControl& control, uint64_t& start,
+                                                 uint64_t& nextLook, uint64_t& waitedNs) {
+  const uint64_t now = nanoseconds();
+  if (start == 0) {
+    start = now;
+    nextLook = kLineRecordNs;
+  }
+  waitedNs = now - start;
+  if (all(waitedNs < nextLook)) return false;
+  nextLook += kLineRecordNs;
+  if (any(laneId() == 0 && failed(control))) {
+    waitedNs = 0;
+    return true;
+  }
+  return any(control.limitNs != 0 && waitedNs > control.limitNs);
+}
+
+/// The slow half of pullLine: everything after the first look. The clock is not read before many
+/// polls have failed: that takes longer than a poll.
 __device__ __forceinline__ bool pollLine(const WaitControl& control, const void* line, Vec16& unit,
                                          uint64_t epoch, bool active, WaitPoint point) {
-  const uint64_t start = nanoseconds();
-  uint64_t nextLook = kLineRecordNs;
+  uint64_t start = 0, nextLook = 0, waitedNs = 0;
   for (uint32_t polls = 1;; ++polls) {
     if (active) unit = loadUnit(unitAddress(line));
     const bool here = !active || !isTailLane() || epochOf(unit) == epoch;
     if (all(here)) return true;
     if (polls % kPollsPerTimeCheck != 0) continue;
-    const uint64_t waitedNs = nanoseconds() - start;
-    if (all(waitedNs < nextLook)) continue;
-    nextLook += kLineRecordNs;
-    if (any(laneId() == 0 && failed(control))) return false;
-    if (!any(control.limitNs != 0 && waitedNs > control.limitNs)) continue;
-    if (!here) recordFailure(control.record, control.rank, point, {epoch, epochOf(unit), waitedNs});
+    if (!linePollsEnd(control, start, nextLook, waitedNs)) continue;
+    if (!here && waitedNs != 0) {
+      recordFailure(control.record, control.rank, point, {epoch, epochOf(unit), waitedNs});
+    }
     return false;
   }
 }
