@@ -244,6 +244,7 @@ LowLatencyGroup Group::lowLatencyArgs() const {
   args.rank = rank();
   args.wait = this->args().wait;
   args.shrink = options_.enableShrink;
+  args.alone = sharers_ == 1;
   return args;
 }
 

@@ -15,6 +15,7 @@ struct LaunchShape {
   unsigned blocks = 1;
   unsigned threads = 32;
   size_t sharedBytes = 0;
+  bool early = false;  ///< see the CUDA half; no meaning here
 };
 
 namespace detail {

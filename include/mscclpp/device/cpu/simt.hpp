@@ -148,6 +148,10 @@ inline char* sharedBytes(size_t offset, size_t bytes, Site site = Site::current(
   return static_cast<char*>(detail::sharedMemory(offset, bytes, 1, site));
 }
 
+/// Kernels of a stream never overlap here.
+inline void waitForPreviousKernel() {}
+inline void letNextKernelStart() {}
+
 /// Internal invariant: on failure the kernel ends with an error on both platforms.
 inline void check(bool ok, const char* what, Site site = Site::current()) {
   if (!ok) detail::failKernel(what, nullptr, site);

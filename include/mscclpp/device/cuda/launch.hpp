@@ -20,6 +20,9 @@ struct LaunchShape {
   unsigned blocks = 1;
   unsigned threads = 32;
   size_t sharedBytes = 0;
+  /// The kernel may start before the one in front of it has ended: it calls
+  /// waitForPreviousKernel() before it reads or writes anything. From sm_90 on.
+  bool early = false;
 };
 
 namespace detail {
@@ -64,6 +67,11 @@ void launch(const LaunchShape& shape, NativeStream stream, const Args& args) {
   config.blockDim = dim3(shape.threads);
   config.dynamicSmemBytes = shape.sharedBytes;
   config.stream = stream;
+  cudaLaunchAttribute early{};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  config.attrs = &early;
+  config.numAttrs = shape.early ? 1 : 0;
   detail::checkLaunch(
       cudaLaunchKernelEx(&config, &detail::kernelEntry<Body, MaxThreads, Args>, args),
       "cudaLaunchKernelEx", shape);

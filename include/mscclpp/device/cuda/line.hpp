@@ -41,13 +41,13 @@ __device__ __forceinline__ const void* unitAddress(const void* line) {
   return static_cast<const char*>(line) + laneId() % kLineLanes * sizeof(Vec16);
 }
 
-/// The record lies in host memory: a warp looks there only once it has waited this long, and then as
-/// often. All warps of a GPU that look at once would keep it busy for milliseconds.
+/// The record lies in host memory: a warp looks there only once it has waited this long, and then
+/// as often. All warps of a GPU that look at once would keep it busy for milliseconds.
 inline constexpr uint64_t kLineRecordNs = 1'000'000;
 
 /// After kPollsPerTimeCheck polls. `start` and `nextLook` belong to one wait. True: give up.
-__device__ __noinline__ inline bool linePollsEnd(const WaitControl& control, uint64_t& start,
-                                                 uint64_t& nextLook, uint64_t& waitedNs) {
+__device__ __forceinline__ bool linePollsEnd(const WaitControl& control, uint64_t& start,
+                                             uint64_t& nextLook, uint64_t& waitedNs) {
   const uint64_t now = nanoseconds();
   if (start == 0) {
     start = now;

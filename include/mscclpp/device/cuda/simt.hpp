@@ -156,6 +156,20 @@ __device__ __forceinline__ char* sharedBytes(size_t offset, size_t /*bytes*/,
   return detail::sharedBase() + offset;
 }
 
+/// In a kernel launched `early`: waits until the one before it in its stream has ended and all it
+/// wrote is visible. Does nothing in others.
+__device__ __forceinline__ void waitForPreviousKernel() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+/// Allows the next kernel of the stream, if it is launched `early`, to take free multiprocessors.
+__device__ __forceinline__ void letNextKernelStart() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
 /// Ends the whole launch. For broken invariants only; never for a peer that does not answer.
 [[noreturn]] __device__ __forceinline__ void trap() {
   asm volatile("trap;");

@@ -21,7 +21,7 @@ template <class Args>
 LaunchShape shapeFor(Args& args, int items, int most, std::size_t shared) {
   const int blocks = blocksFor(items, most);
   args.group.share = kEpochStep / static_cast<std::uint64_t>(blocks);
-  return {static_cast<unsigned>(blocks), kLowLatencyThreads, shared};
+  return {static_cast<unsigned>(blocks), kLowLatencyThreads, shared, args.group.alone};
 }
 
 /// LowLatencyPath<true> is enough.
@@ -51,6 +51,8 @@ void launchDispatch(LowLatencyDispatchArgs args, bool e4m3, int blocks, void* st
   const int peers = (args.group.ranks - 1) * args.area.maxTokens;
   const int items = phase == LowLatencyPhase::send ? args.tokens : args.tokens + peers;
   const LaunchShape shape = shapeFor(args, items, blocks, shared.total());
+  const int grid = static_cast<int>(shape.blocks);
+  args.rounds = (args.area.maxTokens + grid - 1) / grid;
   const auto native = static_cast<NativeStream>(stream);
   const bool fast = isFast(args) && args.idsInShared;
   withFlags(e4m3, fast, [&](auto isE4m3, auto isFastPath) {

@@ -39,6 +39,7 @@ struct LowLatencyGroup {
   int rank = 0;
   WaitControl wait;
   device::LineWrites writes = device::LineWrites::whole;
+  bool alone = false;   ///< no other rank on this GPU: kernels may start early
   bool shrink = false;  ///< a peer that is late is masked, not an error
   LowLatencyPhase phase = LowLatencyPhase::whole;
   /// Receive halves: calls that this rank has sent after the one that is received.
@@ -59,6 +60,7 @@ struct LowLatencyDispatchArgs {
   std::uint32_t shapeHash = 0;   ///< of what all ranks must pass alike; kHelloHashBits of it count
   bool roundScale = false;       ///< scales are powers of two
   bool packedScales = false;     ///< scales leave as UE8M0, 4 to an i32
+  int rounds = 0;                ///< items of each rank that a block places; set by the launcher
   bool idsInShared = true;       ///< all ranks' ids fit; set by the launcher
   char* recvX = nullptr;         ///< [local experts, ranks * maxTokens, hidden]
   /// f32 [local experts, blocks, ranks * maxTokens], or i32 [local experts, ceil(blocks / 4), ...].

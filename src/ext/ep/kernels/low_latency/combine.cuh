@@ -290,6 +290,8 @@ struct CombineBlock {
 template <bool Fast>
 __device__ void lowLatencyCombineKernel(const LowLatencyCombineArgs& a) {
   using Path = LowLatencyPath<Fast>;
+  waitForPreviousKernel();
+  letNextKernelStart();
   const LowLatencyTurn turn =
       enterLowLatency<Path>(a.group, LowLatencyKind::combine, sharedStorage<LowLatencyTurn>());
   const CombineBlock<Path> block(a, turn);

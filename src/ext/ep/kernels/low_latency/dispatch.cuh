@@ -8,6 +8,9 @@
 /// computes the slots of its rows and copies them there.
 namespace mscclpp::ep::MSCCLPP_PLATFORM_NS {
 
+inline constexpr int kGroupWarps = kLowLatencyWarps < kFastTopk ? kLowLatencyWarps : kFastTopk;
+inline constexpr int kWarpGroups = kLowLatencyWarps / kGroupWarps;
+
 /// One block's share of the call.
 template <bool E4m3, class Path>
 struct DispatchBlock {
@@ -176,11 +179,8 @@ struct DispatchBlock {
   /// `own`: this thread's unit of the block's first token.
   __device__ __forceinline__ void placeRows(Vec16 own) const {
     const IdReader<Path> ids{a, shared, turn.epoch};
-    const int blocks = static_cast<int>(gridSize()), n = a.group.ranks, topk = a.area.topk;
-    int most = 0;
-#pragma unroll 1
-    for (int s = 0; s < n; ++s) most = shared.tokens()[s] > most ? shared.tokens()[s] : most;
-    const int items = n * ((most + blocks - 1) / blocks);
+    const int n = a.group.ranks, topk = a.area.topk;
+    const int items = n * a.rounds;
     for (int batch = 0; batch < items; batch += kPlaceBatch) {
       // The first row of a peer is in flight while the slots are computed.
       Vec16 seen{};
@@ -190,10 +190,14 @@ struct DispatchBlock {
                             static_cast<std::size_t>(row.line(0)) * kLineSize,
                         row.hasLine(0));
       }
-      for (int i = static_cast<int>(warpId()); i < kPlaceBatch * topk; i += kLowLatencyWarps) {
-        const int place = i / topk;
+      // A group of warps takes an item, a warp a selection.
+      for (int place = static_cast<int>(warpId()) / kGroupWarps; place < kPlaceBatch;
+           place += kWarpGroups) {
         const Item item = itemAt(batch + place);
-        if (batch + place < items && item.exists) findSlot(ids, place, item, i - place * topk);
+        if (batch + place >= items || !item.exists) continue;
+        for (int k = static_cast<int>(warpId()) % kGroupWarps; k < topk; k += kGroupWarps) {
+          findSlot(ids, place, item, k);
+        }
       }
       syncBlock();
       for (int place = 0; place < kPlaceBatch && batch + place < items; ++place) {
@@ -263,6 +267,8 @@ __device__ void lowLatencyDispatchKernel(const LowLatencyDispatchArgs& a) {
   const DispatchShared shared{g.ranks, idUnitsOf(a.area), a.idsInShared,
                               E4m3 ? e4m3Units(a.hidden) : 0};
   const bool last = blockIndex() == gridSize() - 1;
+  waitForPreviousKernel();
+  letNextKernelStart();
   // The loads of the first row are on their way before the epoch is looked at.
   typename Block::Loaded first{-1, {}};
   if (sends(g.phase)) first = Block(a, shared, {}).load(static_cast<int>(blockIndex()));
