@@ -9,6 +9,7 @@
 
 #include "device/bulk_kernels.cuh"
 #include "device/float_samples.hpp"
+#include "device/line_cases.hpp"
 #include "device/primitive_kernels.cuh"
 
 /// Launches the kernels of primitive_kernels.cuh and checks what they did. The same on both
@@ -341,6 +342,7 @@ struct Case {
 template <class Harness>
 const std::vector<Case<Harness>>& allCases() {
   using C = Cases<Harness>;
+  using L = LineCases<Harness>;
   static const std::vector<Case<Harness>> cases = {
       {"Indices", C::checkIndices, false},
       {"Shuffles", C::checkShuffles, false},
@@ -363,6 +365,9 @@ const std::vector<Case<Harness>>& allCases() {
       {"HostFailure", C::checkHostFailure, true},
       {"WaitWraps", C::checkWaitWraps, true},
       {"LaunchRefusals", C::checkLaunchRefusals, true},
+      {"LinePingPong", L::checkPingPong, false},
+      {"LineMissing", L::checkMissing, true},
+      {"WarpFolds", L::checkFolds, false},
   };
   return cases;
 }
