@@ -209,12 +209,13 @@ TEST(Info, PrintsBuildDevicesAndEnvironment) {
 
 TEST(Info, SaysWhatCarriesDataFromEachDevice) {
   const Ran ran = run("info");
-  for (const char* text : {"shm on cpu 0", "no cuda_ipc: ", "tcp on ",
-                           "to a peer of the same node: mapped memory"}) {
+  for (const char* text :
+       {"shm on cpu 0", "no cuda_ipc: ", "tcp on ", "to a peer of the same node: mapped memory"}) {
     EXPECT_THAT(ran.output, HasSubstr(text));
   }
   // With an RDMA device it is verbs that serves both.
-  EXPECT_THAT(ran.output, ContainsRegex("(no verbs: |verbs on .*GID .*NUMA node .*GPUDirect none)"));
+  EXPECT_THAT(ran.output,
+              ContainsRegex("(no verbs: |verbs on .*GID .*NUMA node .*GPUDirect none)"));
   EXPECT_THAT(ran.output, ContainsRegex("to a peer of another node on this host: (shm|verbs) "));
   EXPECT_THAT(ran.output, ContainsRegex("to a peer of another host: (tcp|verbs) "));
   const Ran asked = run("info", "MSCCLPP_EP_TRANSPORT=cuda_ipc");

@@ -140,22 +140,21 @@ TEST(PortChaos, DataComesBeforeItsAnnouncement) {
         const uint64_t key = 10 * (launch + 1);
         const Announce announce = counted ? Announce::putThenAdd : kSignalled[pick(seed, key, 3)];
         const uint32_t rounds = 1 + pick(seed, key + 1, 4);
-        launchPortPingPong(
-            port.device(), port.stream(),
-            {.channel = port.channel(1 - rank),
-             .control = port.control(kLimitNs),
-             .announce = announce,
-             .rounds = rounds,
-             .bytes = sizeOf(seed, key + 2),
-             .inbox = pick(seed, key + 4, 1000),
-             .outbox = kOutbox + pick(seed, key + 5, 1000),
-             .local = port.memory(),
-             .counter = reinterpret_cast<const uint64_t*>(port.counters()) + 3,
-             .counterOffset = 24,
-             .errors = port.errors(),
-             .rank = rank,
-             .firstRound = round,
-             .claim = pick(seed, key + 6, 2)});
+        launchPortPingPong(port.device(), port.stream(),
+                           {.channel = port.channel(1 - rank),
+                            .control = port.control(kLimitNs),
+                            .announce = announce,
+                            .rounds = rounds,
+                            .bytes = sizeOf(seed, key + 2),
+                            .inbox = pick(seed, key + 4, 1000),
+                            .outbox = kOutbox + pick(seed, key + 5, 1000),
+                            .local = port.memory(),
+                            .counter = reinterpret_cast<const uint64_t*>(port.counters()) + 3,
+                            .counterOffset = 24,
+                            .errors = port.errors(),
+                            .rank = rank,
+                            .firstRound = round,
+                            .claim = pick(seed, key + 6, 2)});
         round += rounds;
       }
     });
