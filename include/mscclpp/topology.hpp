@@ -51,7 +51,7 @@ class Topology {
   /// What carries port channels; empty when there is only one node.
   std::optional<Transport> transport() const noexcept { return transport_; }
   /// A table for people: per rank its node, host, device and endpoint, and why the transport was
-  /// chosen.
+  /// chosen. Rank 0 logs it too, at level info.
   const std::string& describe() const noexcept { return text_; }
 
  private:
@@ -61,5 +61,12 @@ class Topology {
   std::optional<Transport> transport_;
   std::string text_;
 };
+
+/// For people, a line each: the endpoint that every transport would have on `device` (with verbs:
+/// NIC, link layer, GID, NUMA node, atomics, kind of GPUDirect) or why it has none, and what would
+/// carry the data to a peer of the same node, of another node on this host and of another host.
+/// `rank` decides among NICs that are equally near. Not collective; peers are taken to be like this
+/// rank. Creates and drops endpoints.
+std::vector<std::string> describeTransports(const std::shared_ptr<Device>& device, int rank = 0);
 
 }  // namespace mscclpp

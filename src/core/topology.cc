@@ -1,10 +1,14 @@
 #include <algorithm>
 #include <cstring>
 #include <map>
+#include <set>
 
 #include <mscclpp/env.hpp>
 #include <mscclpp/errors.hpp>
+#include <mscclpp/log.hpp>
 #include <mscclpp/topology.hpp>
+
+#include "core/transport/transports.hpp"
 
 namespace mscclpp {
 
@@ -94,18 +98,32 @@ struct Choice {
   std::string why;
 };
 
+struct Situation {
+  std::optional<Transport> asked;
+  bool everyRankHasVerbs;
+  bool oneHost;
+  Platform platform;
+};
+
+Choice choose(const Situation& now) {
+  if (now.asked) return {*now.asked, "asked for"};
+  if (now.everyRankHasVerbs) return {Transport::verbs, "every rank has an RDMA device"};
+  if (!now.oneHost) return {Transport::tcp, "several hosts, and not every rank has an RDMA device"};
+  return {now.platform == Platform::cuda ? Transport::cudaIpc : Transport::shm,
+          "one host plays all nodes"};
+}
+
 Choice choose(const std::vector<Card>& cards) {
-  if (cards[0].transport >= 0) return {static_cast<Transport>(cards[0].transport), "asked for"};
-  if (std::all_of(cards.begin(), cards.end(),
-                  [](const Card& card) { return card.hasVerbs != 0; })) {
-    return {Transport::verbs, "every rank has an RDMA device"};
-  }
-  const bool oneHost = std::all_of(cards.begin(), cards.end(), [&](const Card& card) {
-    return std::strcmp(card.host, cards[0].host) == 0;
-  });
-  if (!oneHost) return {Transport::tcp, "several hosts, and not every rank has an RDMA device"};
-  const bool gpus = cards[0].platform == static_cast<int32_t>(Platform::cuda);
-  return {gpus ? Transport::cudaIpc : Transport::shm, "one host plays all nodes"};
+  const Card& first = cards[0];
+  const auto all = [&](auto&& condition) {
+    return std::all_of(cards.begin(), cards.end(), condition);
+  };
+  return choose(
+      {.asked = first.transport < 0 ? std::optional<Transport>()
+                                    : static_cast<Transport>(first.transport),
+       .everyRankHasVerbs = all([](const Card& card) { return card.hasVerbs != 0; }),
+       .oneHost = all([&](const Card& card) { return std::strcmp(card.host, first.host) == 0; }),
+       .platform = static_cast<Platform>(first.platform)});
 }
 
 std::vector<EndpointCard> lookAtEndpoints(Bootstrap& bootstrap,
@@ -163,6 +181,7 @@ Topology Topology::discover(Bootstrap& bootstrap, const std::shared_ptr<Device>&
                                   cards[rank].host, cards[rank].device);
     if (!endpoints.empty()) topology.text_ += fmt::format("    {}\n", endpoints[rank].text);
   }
+  if (topology.rank_ == 0) log::info("topology: {}", topology.text_);
   return topology;
 }
 
@@ -174,6 +193,36 @@ int Topology::localRank(int rank) const {
 LinkKind Topology::link(int peer) const {
   if (peer == rank_) return LinkKind::self;
   return nodeOf(peer) == nodeOf(rank_) ? LinkKind::memory : LinkKind::port;
+}
+
+std::vector<std::string> describeTransports(const std::shared_ptr<Device>& device, int rank) {
+  check(device != nullptr, ErrorCode::invalidArgument, "describeTransports: the device is null");
+  std::vector<std::string> lines;
+  Situation now{.asked = env().transport,
+                .everyRankHasVerbs = false,
+                .oneHost = true,
+                .platform = device->platform()};
+  std::set<Transport> there;
+  for (const auto& entry : transport::transports()) {
+    try {
+      const auto endpoint = Endpoint::create(entry.transport, device, {.rank = rank});
+      lines.push_back(endpoint->describe());
+      there.insert(entry.transport);
+    } catch (const Error& error) {
+      lines.push_back(fmt::format("no {}: {}", entry.name, error.what()));
+    }
+  }
+  now.everyRankHasVerbs = there.contains(Transport::verbs);
+  lines.emplace_back("to a peer of the same node: mapped memory");
+  for (const bool oneHost : {true, false}) {
+    now.oneHost = oneHost;
+    const Choice choice = choose(now);
+    lines.push_back(fmt::format("to a peer of another {}: {} ({}){}",
+                                oneHost ? "node on this host" : "host", toString(choice.transport),
+                                choice.why,
+                                there.contains(choice.transport) ? "" : ", which is not there"));
+  }
+  return lines;
 }
 
 }  // namespace mscclpp

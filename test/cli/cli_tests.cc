@@ -150,6 +150,9 @@ TEST(BadOptions, AreRefusedWithWhatIsAllowed) {
       {"bench --blocks 8,0", "1 (to|-) 1024"},
       {"bench --cases dispatch", "dispatch-bf16"},
       {"bench --hidden 12", "multiple of 8"},
+      {"info --ranks 0", "1 (to|-) 64"},
+      {"info --transport tcp", "--ranks"},
+      {"info --ranks 2 --transport udp", "udp"},
   };
   for (const BadCase& bad : cases) {
     const Ran ran = run(bad.arguments);
@@ -188,6 +191,12 @@ TEST(Help, NamesEveryOptionWithItsDefault) {
   for (const char* text : {"--blocks", "--cases", "--json", "--flush", "--warmup", "7168"}) {
     EXPECT_THAT(bench.output, HasSubstr(text));
   }
+  const Ran info = run("info --help");
+  EXPECT_EQ(info.code, 0);
+  for (const char* text : {"--ranks", "--ranks-per-node", "--transport", "--platform", "1 to 64",
+                           "MSCCLPP_EP_TRANSPORT", "default: not printed"}) {
+    EXPECT_THAT(info.output, HasSubstr(text));
+  }
 }
 
 TEST(Info, PrintsBuildDevicesAndEnvironment) {
@@ -196,6 +205,41 @@ TEST(Info, PrintsBuildDevicesAndEnvironment) {
   for (const char* text : {"platforms built: cpu", "cpu:0", "MSCCLPP_EP_TIMEOUT", "100 s"}) {
     EXPECT_THAT(ran.output, HasSubstr(text));
   }
+}
+
+TEST(Info, SaysWhatCarriesDataFromEachDevice) {
+  const Ran ran = run("info");
+  for (const char* text :
+       {"shm on cpu 0", "no cuda_ipc: ", "tcp on ", "to a peer of the same node: mapped memory"}) {
+    EXPECT_THAT(ran.output, HasSubstr(text));
+  }
+  // With an RDMA device it is verbs that serves both.
+  EXPECT_THAT(ran.output,
+              ContainsRegex("(no verbs: |verbs on .*GID .*NUMA node .*GPUDirect none)"));
+  EXPECT_THAT(ran.output, ContainsRegex("to a peer of another node on this host: (shm|verbs) "));
+  EXPECT_THAT(ran.output, ContainsRegex("to a peer of another host: (tcp|verbs) "));
+  const Ran asked = run("info", "MSCCLPP_EP_TRANSPORT=cuda_ipc");
+  EXPECT_THAT(asked.output,
+              HasSubstr("to a peer of another host: cuda_ipc (asked for), which is not there"));
+}
+
+TEST(Info, PrintsTheTopologyThatTheLibrarySees) {
+  const Ran one = run("info --ranks 2 --platform cpu");
+  EXPECT_EQ(one.code, 0) << one.output;
+  EXPECT_THAT(one.output, HasSubstr("topology: 2 ranks on 1 node; inside a node: mapped memory\n"));
+  EXPECT_THAT(one.output, HasSubstr("rank 1 node 0 host "));
+  const Ran two = run("info --ranks 4 --ranks-per-node 2 --transport tcp --platform cpu");
+  EXPECT_EQ(two.code, 0) << two.output;
+  EXPECT_THAT(two.output, HasSubstr("topology: 4 ranks on 2 nodes"));
+  EXPECT_THAT(two.output, HasSubstr("between nodes: tcp (asked for)"));
+  EXPECT_THAT(two.output, ContainsRegex("rank 3 node 1 host .*\n    tcp on "));
+  // No silent fallback.
+  const Ran none = run("info --ranks 2 --ranks-per-node 1 --transport cuda_ipc --platform cpu");
+  EXPECT_EQ(none.code, 3) << none.output;
+  EXPECT_THAT(none.output, HasSubstr("rank 0 cannot use the transport cuda_ipc"));
+  // The library tells on request.
+  const Ran logged = run("info --ranks 3 --platform cpu", "MSCCLPP_LOG_LEVEL=info");
+  EXPECT_THAT(logged.output, ContainsRegex("info[^\n]*topology: 3 ranks on 1 node"));
 }
 
 /// The roofline's pull writes a token's row once for every rank that held it: the same bytes to one

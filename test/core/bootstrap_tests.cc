@@ -1,9 +1,14 @@
 // TcpBootstrap and CallbackBootstrap with ranks as threads.
+#include <fcntl.h>
+
 #include <algorithm>
 #include <barrier>
 #include <cstring>
+#include <filesystem>
 #include <memory>
 #include <random>
+#include <set>
+#include <string>
 
 #include <gtest/gtest.h>
 
@@ -22,6 +27,33 @@ using test::expectError;
 using test::failuresOfRanks;
 using test::kLongTimeout;
 using test::runRanks;
+
+/// The descriptors of this process that are open now.
+std::set<int> openDescriptors() {
+  std::set<int> found;
+  for (const auto& entry : std::filesystem::directory_iterator("/proc/self/fd")) {
+    found.insert(std::stoi(entry.path().filename()));
+  }
+  return found;
+}
+
+/// A child that inherits a socket keeps it open when this process has died.
+TEST(TcpSockets, DoNotLeakIntoChildren) {
+  constexpr int kRanks = 3;
+  const std::set<int> before = openDescriptors();
+  const UniqueId id = TcpBootstrap::createUniqueId();
+  runRanks(kRanks, [&](int rank) {
+    TcpBootstrap group(rank, kRanks, id, kLongTimeout);
+    group.barrier();
+    for (const int fd : openDescriptors()) {
+      const int flags = ::fcntl(fd, F_GETFD);
+      if (flags < 0 || before.contains(fd)) continue;  // the folder that was read itself, for one
+      EXPECT_NE(flags & FD_CLOEXEC, 0)
+          << std::filesystem::read_symlink("/proc/self/fd/" + std::to_string(fd));
+    }
+    group.barrier();
+  });
+}
 
 class TcpGroup : public testing::TestWithParam<int> {};
 

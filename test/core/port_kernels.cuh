@@ -40,8 +40,8 @@ __device__ inline void sendMessage(PortChannelDevice& channel, const PortPingPon
     case Announce::putFlushSignal:
       done = channel.put(args.control, args.inbox, args.outbox, args.bytes) &&
              channel.flush(args.control);
-      // After the flush the source may be overwritten.
-      for (uint64_t i = 0; i < args.bytes; ++i) args.local[args.outbox + i] = 0x33;
+      // After the flush the source may be overwritten: from its end, which leaves last.
+      for (uint64_t i = args.bytes; i > 0; --i) args.local[args.outbox + i - 1] = 0x33;
       done = done && channel.signal(args.control);
       break;
   }

@@ -1,5 +1,6 @@
 // Decisions of the transport verbs that need no device.
 #include <cstring>
+#include <optional>
 #include <vector>
 
 #include <gtest/gtest.h>
@@ -72,6 +73,14 @@ TEST(VerbsChoice, NearIsManyCommonFolders) {
   EXPECT_GT(sameSwitch, sameRoot);
   EXPECT_GT(sameRoot, otherRoot);
   EXPECT_GT(otherRoot, common(""));
+}
+
+TEST(VerbsChoice, NumaDistancesAreFoundInTheirLine) {
+  EXPECT_EQ(numaDistanceIn("10 21 31", 0), 10);
+  EXPECT_EQ(numaDistanceIn("10 21 31", 2), 31);
+  EXPECT_EQ(numaDistanceIn("10 21 31", 3), std::nullopt);
+  EXPECT_EQ(numaDistanceIn("10", -1), std::nullopt);
+  EXPECT_EQ(numaDistanceIn("", 0), std::nullopt);
 }
 
 TEST(VerbsChoice, EventsMeanWhatTheyAreAbout) {

@@ -12,4 +12,10 @@ inline uint64_t seedCount(uint64_t usual) {
   return wanted == 0 ? usual : wanted;
 }
 
+/// The one seed to run, MSCCLPP_TEST_SEED, or 0.
+inline uint64_t seedAlone() {
+  const char* text = std::getenv("MSCCLPP_TEST_SEED");
+  return text == nullptr ? 0 : std::strtoull(text, nullptr, 10);
+}
+
 }  // namespace mscclpp::test

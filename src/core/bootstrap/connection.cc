@@ -2,14 +2,19 @@
 
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
 #include <array>
+#include <cerrno>
 #include <cstring>
 #include <utility>
 
 #include <asio/buffer.hpp>
 #include <asio/read.hpp>
 #include <asio/write.hpp>
+
+#include <mscclpp/errors.hpp>
 
 namespace mscclpp::detail {
 
@@ -104,6 +109,16 @@ void Connection::fail(const std::string& why) {
   const ClosedHandler handler = std::exchange(onClosed_, nullptr);
   close();
   if (handler) handler(why);
+}
+
+void openUninherited(Socket& socket, int family) {
+  const int fd = ::socket(family, SOCK_STREAM | SOCK_CLOEXEC, IPPROTO_TCP);
+  if (fd < 0) throw SystemError(errno, fmt::format("a socket of family {}", family));
+  asio::error_code error;
+  socket.assign(asio::generic::stream_protocol(family, IPPROTO_TCP), fd, error);
+  if (!error) return;
+  ::close(fd);
+  throw SystemError(error.value(), fmt::format("a socket of family {}", family));
 }
 
 void tuneSocket(Socket& socket) {

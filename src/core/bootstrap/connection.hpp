@@ -99,6 +99,11 @@ class Connection : public std::enable_shared_from_this<Connection> {
   ClosedHandler onClosed_;
 };
 
+/// Opens a socket that is not open yet. Children of this process do not inherit it, as they would
+/// one that asio opens: they would keep it alive when this process has died.
+/// @throws SystemError when there is no socket to be had.
+void openUninherited(Socket& socket, int family);
+
 /// Small messages leave at once, and a dead host is noticed.
 void tuneSocket(Socket& socket);
 

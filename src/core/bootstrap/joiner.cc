@@ -34,6 +34,7 @@ class Attempt {
   Outcome run(const SocketAddress& address, bool onlyAddress) {
     const asio::generic::stream_protocol::endpoint endpoint(address.get(), address.length,
                                                             IPPROTO_TCP);
+    openUninherited(socket_, address.storage.ss_family);
     if (!finish(Clock::now() + kConnectLimit,
                 [&](auto done) { socket_.async_connect(endpoint, done); })) {
       return Outcome::unreachable;

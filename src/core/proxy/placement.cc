@@ -70,7 +70,7 @@ std::string pinNear(const Device& device) {
   const cpu_set_t allowed = allowedSet();
   const std::string address = device.pciAddress();
   if (address.empty()) return toText(allowed);
-  // hwloc would tell the same, at the price of a shared library that the wheel would depend on.
+  // hwloc reads the same file.
   std::ifstream file("/sys/bus/pci/devices/" + address + "/local_cpulist");
   std::string line;
   std::getline(file, line);

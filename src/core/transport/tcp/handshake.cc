@@ -129,6 +129,7 @@ class Dialler {
     const asio::generic::stream_protocol::endpoint endpoint(attempt.address.get(),
                                                             attempt.address.length, IPPROTO_TCP);
     attempt.outcome = "no answer";
+    detail::openUninherited(attempt.socket, attempt.address.storage.ss_family);
     attempt.socket.async_connect(endpoint, [this, &attempt](const asio::error_code& error) {
       if (error) return failed(attempt, error, error == asio::error::connection_refused);
       attempt.outcome = "reached, but it has not accepted yet";

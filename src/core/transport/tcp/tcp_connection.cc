@@ -1,6 +1,5 @@
 #include "core/transport/tcp/tcp_connection.hpp"
 
-#include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <sys/socket.h>
@@ -115,8 +114,6 @@ void TcpConnection::connect(std::span<const std::byte> theirs) {
 
 void TcpConnection::prepareSocket() {
   socket_->non_blocking(true);
-  // A child that this process starts must not keep the socket open when the process dies.
-  ::fcntl(socket_->native_handle(), F_SETFD, FD_CLOEXEC);
   const auto set = [&](int name, unsigned value) {
     ::setsockopt(socket_->native_handle(), IPPROTO_TCP, name, &value, sizeof(value));
   };

@@ -6,6 +6,7 @@
 #include <charconv>
 #include <cstring>
 #include <filesystem>
+#include <sstream>
 
 #include <mscclpp/errors.hpp>
 
@@ -78,6 +79,15 @@ std::string gidText(const ibv_gid& gid) {
     ::inet_ntop(AF_INET6, gid.raw, text, sizeof(text));
   }
   return text;
+}
+
+std::optional<int> numaDistanceIn(const std::string& line, int node) {
+  std::istringstream distances(line);
+  int distance = 0;
+  for (int i = 0; i <= node; ++i) {
+    if (!(distances >> distance)) return std::nullopt;
+  }
+  return node < 0 ? std::nullopt : std::optional(distance);
 }
 
 int commonFolders(const std::string& one, const std::string& other) {

@@ -33,4 +33,8 @@ std::string gidText(const ibv_gid& gid);
 /// of the PCI bus lie between them.
 int commonFolders(const std::string& one, const std::string& other);
 
+/// The entry for NUMA node `node` of a line of distances, such as "10 21"; nothing when there is
+/// none. 10 is the node itself.
+std::optional<int> numaDistanceIn(const std::string& line, int node);
+
 }  // namespace mscclpp::transport::verbs

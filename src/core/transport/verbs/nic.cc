@@ -7,6 +7,7 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <sstream>
 #include <vector>
 
 #include <mscclpp/errors.hpp>
@@ -216,6 +217,22 @@ std::string Nic::describe() const {
                      rate.empty() ? "rate unknown" : rate, gid_.gid_index, gidText(gid_.gid),
                      128 << port_.active_mtu, node.empty() || node == "-1" ? "unknown" : node,
                      atomics() ? "yes" : "no");
+}
+
+std::string Nic::distanceTo(const Device& device) const {
+  const std::string place = device.pciAddress();
+  if (place.empty()) return {};
+  const auto number = [](const std::string& file) {
+    int value = -1;
+    std::istringstream(firstLine(file)) >> value;
+    return value;
+  };
+  const int theirs = number("/sys/bus/pci/devices/" + place + "/numa_node");
+  const auto distance =
+      numaDistanceIn(firstLine(fmt::format("/sys/devices/system/node/node{}/distance", theirs)),
+                     number(attribute("device/numa_node")));
+  return distance ? fmt::format("NUMA distance {} to the device", *distance)
+                  : std::string("NUMA distance unknown");
 }
 
 void Nic::pollEvents(bool now) noexcept {

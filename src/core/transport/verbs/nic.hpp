@@ -55,6 +55,8 @@ class Nic {
   std::string name() const;
   /// One line for people.
   std::string describe() const;
+  /// "NUMA distance 10 to the device", "NUMA distance unknown", or nothing for the CPU.
+  std::string distanceTo(const Device& device) const;
 
   /// Puts what the hardware tells unasked into events(); unless `now`, looks at most every few
   /// milliseconds.

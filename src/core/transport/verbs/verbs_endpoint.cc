@@ -17,8 +17,9 @@ VerbsEndpoint::VerbsEndpoint(std::shared_ptr<Device> device, const EndpointOptio
       gpuDirect_(gpuDirectOf(*this->device())) {}
 
 std::string VerbsEndpoint::describe() const {
-  return fmt::format("verbs on {} for {}, GPUDirect {}", nic_->describe(), device()->describe(),
-                     toString(gpuDirect_));
+  const std::string distance = nic_->distanceTo(*device());
+  return fmt::format("verbs on {} for {}, GPUDirect {}{}{}", nic_->describe(), device()->describe(),
+                     toString(gpuDirect_), distance.empty() ? "" : ", ", distance);
 }
 
 std::shared_ptr<LocalMemory> VerbsEndpoint::registerMemory(RegisteredMemory memory) {
