@@ -63,6 +63,7 @@ inline bool pullLine(const WaitControl& control, const void* line, Vec16& unit, 
   const bool came =
       !active || !detail::isTailLane() || detail::awaitTail(control, tail, epoch, point, site);
   if (!all(came, kFullMask, site)) return false;
+  syncWarp(kFullMask, site);  // votes order no memory
   if (!active) return true;
   unit = detail::isTailLane()
              ? Vec16{{loadRelaxed(&tail->first), loadRelaxed(&tail->second),

@@ -180,7 +180,8 @@ struct CombineBlock {
   __device__ __forceinline__ bool loadWeights(const Item& item, Vec16& weights) const {
     const LowLatencyGroup& g = a.group;
     if (item.source == g.rank) {
-      weights = ownWeightUnit(item.token);
+      // The sums of a receive half exist already, and the caller's weights may be gone.
+      if (sends(g.phase)) weights = ownWeightUnit(item.token);
       return true;
     }
     const char* const line = areas.mine + weightLine(item.source, item.token);

@@ -194,7 +194,8 @@ __device__ __forceinline__ LowLatencyTurn enterLowLatency(const LowLatencyGroup&
 }
 
 /// End of a kernel, called by all threads: the epoch advances when the last block is here. After a
-/// receive half alone the peers are told, since no later message of this rank may do it in time.
+/// receive half alone the peers are told, since no later message of this rank may do it in time;
+/// and with shrink, since masked ranks get no messages.
 template <class Path>
 __device__ __forceinline__ void finishLowLatency(const LowLatencyGroup& g, LowLatencyKind kind,
                                                  const LowLatencyTurn& turn) {
@@ -203,17 +204,18 @@ __device__ __forceinline__ void finishLowLatency(const LowLatencyGroup& g, LowLa
   LowLatencyWords& words = wordsOf(g);
   const int k = static_cast<int>(kind), parity = static_cast<int>(turn.epoch & 1);
   const std::uint64_t share = blockIndex() != 0 ? g.share : kEpochStep - g.share * (gridSize() - 1);
+  const bool tells = receives(g.phase) && (!sends(g.phase) || Path::shrink(g));
   bool last = false;
   if (laneId() == 0) {
     if (sends(g.phase)) fetchAddLocalRelaxed(&words.sent[k], share);
-    if (g.phase == LowLatencyPhase::receive) {
+    if (tells) {
       const std::uint64_t before = fetchAddLocalAcqRel(&words.received[k][parity], share);
       last = (before + share) % kEpochStep == 0;
     } else if (receives(g.phase)) {
       fetchAddLocalRelaxed(&words.received[k][parity], share);
     }
   }
-  if (g.phase != LowLatencyPhase::receive || !any(last) || !turn.sound) return;
+  if (!tells || !any(last) || !turn.sound) return;
   for (int peer = static_cast<int>(laneId()); peer < g.ranks; peer += 32) {
     if (peer == g.rank) continue;
     storeRelease(&peerWords(g, regionOf<Path>(g, peer), g.rank).finished[k][parity],

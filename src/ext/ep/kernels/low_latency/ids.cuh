@@ -150,7 +150,7 @@ __device__ __forceinline__ void pushIds(const LowLatencyDispatchArgs& a,
     for (int i = 0; i < a.group.ranks; ++i) {
       const int peer =
           a.group.rank + i < a.group.ranks ? a.group.rank + i : a.group.rank + i - a.group.ranks;
-      if (peer == a.group.rank && !toSelf) continue;
+      if (peer == a.group.rank ? !toSelf : isMasked<Path>(a.group, peer)) continue;
       pushLine(idLine(a, regionOf<Path>(a.group, peer), areaOffset, a.group.rank, line, turn.epoch),
                unit, turn.epoch, line < lines, Path::writes(a.group));
     }
