@@ -163,18 +163,6 @@ void bindRequests(nb::module_& m) {
       .def_ro("event", &CombineResult::event);
 }
 
-/// A Buffer whose destructor, which waits for enqueued work, does not hold the GIL: that work may
-/// need another thread of this process.
-struct PythonBuffer {
-  PythonBuffer(std::shared_ptr<Bootstrap> bootstrap, const BufferOptions& options)
-      : buffer(std::make_unique<Buffer>(std::move(bootstrap), options)) {}
-  ~PythonBuffer() {
-    const nb::gil_scoped_release release;
-    buffer.reset();
-  }
-  std::unique_ptr<Buffer> buffer;
-};
-
 void bindBuffer(nb::module_& m) {
   nb::class_<BufferOptions>(m, "BufferOptions")
       .def(nb::init<>())
@@ -182,12 +170,16 @@ void bindBuffer(nb::module_& m) {
       .def_rw("device_index", &BufferOptions::deviceIndex)
       .def_rw("num_nvl_bytes", &BufferOptions::numNvlBytes)
       .def_rw("num_rdma_bytes", &BufferOptions::numRdmaBytes)
+      .def_rw("low_latency_mode", &BufferOptions::lowLatencyMode)
+      .def_rw("enable_shrink", &BufferOptions::enableShrink)
       .def_rw("staging_bytes", &BufferOptions::stagingBytes)
       .def_rw("max_experts_per_rank", &BufferOptions::maxExpertsPerRank)
       .def_rw("timeout_seconds", &BufferOptions::timeoutSeconds)
       .def_rw("first_epoch", &BufferOptions::firstEpoch);
   using Self = const PythonBuffer&;
-  nb::class_<PythonBuffer>(m, "Buffer")
+  nb::class_<PythonBuffer> buffer(m, "Buffer");
+  bindLowLatencyCalls(buffer);
+  buffer
       .def(nb::init<std::shared_ptr<Bootstrap>, const BufferOptions&>(), "bootstrap"_a, "options"_a,
            ReleaseGil())
       .def(
@@ -231,6 +223,7 @@ NB_MODULE(mscclpp_ep_cpp, m) {
   bindBootstrap(m);
   bindConfig(m);
   bindRequests(m);
+  bindLowLatency(m);
   bindBuffer(m);
 }
 

@@ -12,9 +12,9 @@ namespace {
 
 struct Parts {
   std::size_t head, dispatch, combine;
-  std::size_t total(int ranks) const {
-    return LowLatencyPlan::bytesFor(ranks, std::max(dispatch, combine));
-  }
+  /// At least a line: no Buffer is made with less.
+  std::size_t area() const { return std::max({dispatch, combine, device::kLineSize}); }
+  std::size_t total(int ranks) const { return LowLatencyPlan::bytesFor(ranks, area()); }
 };
 
 Parts partsOf(int maxTokens, int hidden, int ranks, int experts) {
@@ -49,8 +49,8 @@ std::string describeLowLatencySize(int maxTokens, int hidden, int ranks, int exp
       "({} bytes of weights + a row of {}) + {} of own sums; the ids and weights are those of "
       "top-k "
       "{}",
-      parts.total(ranks), parts.head, std::max(parts.dispatch, parts.combine), ranks,
-      dispatch.ids(1, 1), maxTokens, dispatch.rowBytes, ranks, maxTokens,
+      parts.total(ranks), parts.head, parts.area(), ranks, dispatch.ids(1, 1), maxTokens,
+      dispatch.rowBytes, ranks, maxTokens,
       combine.weightLines * static_cast<int>(device::kLineSize), combine.rowBytes,
       combine.total() - combine.ownSum(0), kMaxLowLatencyTopk);
 }

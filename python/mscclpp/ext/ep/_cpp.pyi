@@ -1,4 +1,5 @@
-"""The C++ module mscclpp_ep_cpp. One to one what include/mscclpp/ext/ep/buffer.hpp documents."""
+"""The C++ module mscclpp_ep_cpp. One to one what include/mscclpp/ext/ep/buffer.hpp and
+low_latency.hpp document."""
 
 from enum import Enum
 from typing import Any, Callable, List, Optional, Sequence, Tuple
@@ -148,11 +149,63 @@ class CombineResult:
     topk_weights: Tensor
     event: Event
 
+class LowLatencyHandle: ...
+
+class LowLatencyDispatchOutputs:
+    recv_x: Tensor
+    recv_x_scales: Tensor
+    recv_count: Tensor
+    source_info: Tensor
+    layout_range: Tensor
+    slots: Tensor
+    source_tokens: Tensor
+
+class LowLatencyDispatchRequest:
+    x: Tensor
+    topk_idx: Tensor
+    max_tokens: int
+    experts: int
+    use_fp8: bool
+    round_scale: bool
+    use_ue8m0: bool
+    return_recv_hook: bool
+    expert_totals: Tensor
+    wait_totals: Tensor
+    num_sms: int
+    outputs: LowLatencyDispatchOutputs
+    order: StreamOrder
+
+class LowLatencyDispatchResult:
+    recv_x: Tensor
+    recv_x_scales: Tensor
+    recv_count: Tensor
+    handle: LowLatencyHandle
+    event: Event
+    def receive(self, compute_stream: int = 0) -> None: ...
+
+class LowLatencyCombineRequest:
+    x: Tensor
+    topk_idx: Tensor
+    topk_weights: Tensor
+    handle: LowLatencyHandle
+    return_recv_hook: bool
+    wait_totals: Tensor
+    num_sms: int
+    out: Tensor
+    order: StreamOrder
+
+class LowLatencyCombineResult:
+    x: Tensor
+    event: Event
+    def receive(self, compute_stream: int = 0) -> None: ...
+
 class BufferOptions:
     platform: Platform
     device_index: int
     num_nvl_bytes: int
     num_rdma_bytes: int
+    low_latency_mode: bool
+    enable_shrink: bool
     staging_bytes: int
     max_experts_per_rank: int
     timeout_seconds: float
@@ -164,6 +217,13 @@ class Buffer:
     def get_dispatch_layout(self, request: LayoutRequest) -> LayoutResult: ...
     def dispatch(self, request: DispatchRequest) -> DispatchResult: ...
     def combine(self, request: CombineRequest) -> CombineResult: ...
+    def low_latency_dispatch(
+        self, request: LowLatencyDispatchRequest
+    ) -> LowLatencyDispatchResult: ...
+    def low_latency_combine(self, request: LowLatencyCombineRequest) -> LowLatencyCombineResult: ...
+    def update_low_latency_mask(self, rank: int, masked: bool) -> None: ...
+    def clean_low_latency_mask(self) -> None: ...
+    def query_low_latency_mask(self, mask: Tensor, order: StreamOrder) -> None: ...
     def create_tensor(
         self, dtype: DType, shape: Sequence[int], compute_stream: int = 0
     ) -> Tensor: ...
@@ -178,6 +238,7 @@ def tcp_bootstrap(rank: int, size: int, unique_id: str, timeout: float = 100.0) 
 def callback_bootstrap(
     rank: int, size: int, all_gather: Callable[[bytes], Sequence[bytes]]
 ) -> Bootstrap: ...
+def low_latency_size_hint(max_tokens: int, hidden: int, ranks: int, experts: int) -> int: ...
 def env_platform() -> Optional[Platform]: ...
 def has_cuda() -> bool: ...
 def is_sm90_compiled() -> bool: ...

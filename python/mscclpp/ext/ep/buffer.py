@@ -1,7 +1,6 @@
 """The Buffer: deep_ep's interface to dispatch and combine."""
 
 import warnings
-import weakref
 from typing import Any, List, Optional, Sequence, Tuple, Union
 
 import torch
@@ -11,10 +10,12 @@ from . import _cpp
 from .bootstrap import join
 from .calls import InFlight, Inputs, pair, set_routing, stream_order
 from .config import Config, combine_config, dispatch_config
-from .errors import EpInvalidArgument, EpInvalidState, EpUnsupported
+from .errors import EpInvalidArgument, EpUnsupported
 from .event import EventHandle, EventOverlap
 from .handle import DispatchHandle, native_handle
-from .options import buffer_options, refuse_low_latency
+from .low_latency import LowLatencyCalls
+from .low_latency_parts import CombineBuffers
+from .options import buffer_options
 from .place import DeviceLike, choose_place
 from .pool import PoolTensors
 from .tensors import to_torch, to_torch_if_any
@@ -23,7 +24,7 @@ from .unsupported import NotYet
 TensorOrPair = Union[torch.Tensor, Tuple[torch.Tensor, torch.Tensor]]
 
 
-class Buffer(PoolTensors, NotYet):
+class Buffer(LowLatencyCalls, PoolTensors, NotYet):
     """Expert-parallel communication among the ranks of a group: dispatch sends every token to the
     ranks that host its experts, combine brings the experts' outputs back and adds them.
 
@@ -68,8 +69,10 @@ class Buffer(PoolTensors, NotYet):
             num_nvl_bytes: peer-mapped bytes for staging and for the pool that outputs are taken
                 from; must be equal on all ranks. See Config.get_nvl_buffer_size_hint. More keeps
                 more tensors in the pool, less costs copies, never correctness.
-            num_rdma_bytes: kept as an attribute; nothing needs it among the ranks of one host.
-            low_latency_mode, enable_shrink: True raises EpUnsupported.
+            num_rdma_bytes: with low_latency_mode, peer-mapped bytes of the low-latency calls: see
+                get_low_latency_rdma_size_hint; equal on all ranks. Else of no use on one host.
+            low_latency_mode: whether the low-latency calls may be made, beside the others.
+            enable_shrink: low-latency calls mask a rank that is late and go on without it.
             num_qps_per_rank, allow_nvlink_for_low_latency_mode, allow_mnnvl, use_fabric: accepted
                 with any value; they have no meaning here.
             explicitly_destroy: destroy() is allowed either way. True warns (ResourceWarning) when
@@ -88,12 +91,13 @@ class Buffer(PoolTensors, NotYet):
         """
         del num_qps_per_rank, allow_nvlink_for_low_latency_mode, allow_mnnvl, use_fabric
         self.runtime: Optional[_cpp.Buffer] = None
-        refuse_low_latency(low_latency_mode, enable_shrink)
         self._place = choose_place(device)
         self.device: torch.device = self._place.device
         options = buffer_options(
             self._place, num_nvl_bytes, num_rdma_bytes, staging_bytes, max_experts_per_rank, timeout
         )
+        options.low_latency_mode = bool(low_latency_mode)
+        options.enable_shrink = bool(enable_shrink)
         limit = 100.0 if timeout is None else float(timeout)
         joined = join(group, comm, bootstrap, self._place, limit)
 
@@ -106,6 +110,7 @@ class Buffer(PoolTensors, NotYet):
         self.explicitly_destroy = explicitly_destroy
         self.enable_shrink = enable_shrink
         self._in_flight = InFlight(self._place)
+        self._combine_buffers = CombineBuffers(self._place)
         self.runtime = _cpp.Buffer(joined, options)
 
     def destroy(self) -> None:
@@ -116,6 +121,7 @@ class Buffer(PoolTensors, NotYet):
         if runtime is not None:
             runtime.destroy()
             self._in_flight.clear()
+            self._combine_buffers.clear()
 
     def __del__(self) -> None:
         runtime = getattr(self, "runtime", None)
@@ -381,20 +387,3 @@ class Buffer(PoolTensors, NotYet):
         result = runtime.combine(request)
         event = self._finish(result.event, async_finish, inputs)
         return to_torch(result.x), to_torch_if_any(result.topk_weights), event
-
-    # ---- inside ----------------------------------------------------------------------------
-
-    def _alive(self) -> _cpp.Buffer:
-        if self.runtime is None:
-            raise EpInvalidState("the Buffer was destroyed: make a new one to dispatch or combine")
-        self._in_flight.retire()
-        return self.runtime
-
-    def _finish(self, native: _cpp.Event, async_finish: bool, inputs: Inputs) -> EventOverlap:
-        """The event to return. Until the current stream has reached it somebody must hold the
-        inputs; for a synchronous call the order of the stream sees to that."""
-        if async_finish:
-            return self._in_flight.overlap(native, inputs, weakref.ref(self))
-        if not self._place.is_cuda:  # everything is done: say at once what went wrong
-            self._alive().check_health()
-        return EventOverlap()

@@ -3,16 +3,8 @@
 from typing import Optional
 
 from . import _cpp
-from .errors import EpInvalidArgument, EpUnsupported
+from .errors import EpInvalidArgument
 from .place import Place
-
-
-def refuse_low_latency(low_latency_mode: bool, enable_shrink: bool) -> None:
-    """These need kernels that do not exist."""
-    if low_latency_mode:
-        raise EpUnsupported("low_latency_mode = True: low-latency kernels do not exist yet")
-    if enable_shrink:
-        raise EpUnsupported("enable_shrink = True: it needs low-latency kernels, not there yet")
 
 
 def buffer_options(

@@ -4,18 +4,12 @@ from typing import Sequence
 
 import torch
 
-from . import _cpp
-from .place import Place
+from .core import Core
 from .tensors import dtype_to_cpp, to_cpp, to_torch
 
 
-class PoolTensors:
+class PoolTensors(Core):
     """The part of Buffer that hands out its pool."""
-
-    _place: Place
-
-    def _alive(self) -> _cpp.Buffer:
-        raise NotImplementedError
 
     def empty_in_pool(
         self, shape: Sequence[int], dtype: torch.dtype = torch.bfloat16

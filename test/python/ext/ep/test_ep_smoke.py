@@ -150,32 +150,13 @@ def test_deep_ep_options_that_mean_nothing_here(solo, option):
         round_trip(buffer, solo, World(Shape((9,))))
 
 
-@pytest.mark.parametrize(
-    "options, text",
-    [
-        ({"low_latency_mode": True}, "low_latency_mode = True"),
-        ({"enable_shrink": True}, "enable_shrink = True"),
-    ],
-    ids=["low_latency_mode", "enable_shrink"],
-)
-def test_options_that_cannot_be_met(solo, options, text):
-    with pytest.raises(NotImplementedError, match=text) as caught:
-        ep.Buffer(None, 1 << 20, comm=solo.comm, **options)
-    assert isinstance(caught.value, ep.EpError) and caught.value.code == "unsupported"
-
-
-def test_low_latency_is_refused_by_name(solo):
-    with pytest.raises(ep.EpUnsupported, match="get_low_latency_rdma_size_hint"):
-        ep.Buffer.get_low_latency_rdma_size_hint(
-            num_max_dispatch_tokens_per_rank=128, hidden=7168, num_ranks=8, num_experts=256
-        )
+def test_what_does_not_exist_is_refused_by_name(solo):
     with solo.buffer() as buffer:
-        for name in ("low_latency_dispatch", "low_latency_combine", "clean_low_latency_buffer"):
-            with pytest.raises(ep.EpUnsupported, match=name):
-                getattr(buffer, name)(1, 2, 3)
         for name in ("internode_dispatch", "internode_combine"):
-            with pytest.raises(ep.EpUnsupported, match=name):
+            with pytest.raises(ep.EpUnsupported, match=name) as caught:
                 getattr(buffer, name)(1, handle=None)
+            assert isinstance(caught.value, NotImplementedError)
+            assert isinstance(caught.value, ep.EpError) and caught.value.code == "unsupported"
         with pytest.raises(ep.EpUnsupported, match="empty_in_pool"):
             buffer.get_local_buffer_tensor(torch.uint8)
 
@@ -194,6 +175,16 @@ SIGNATURES = {
     "combine": "x handle topk_weights=None bias=None config=None previous_event=None "
     "async_finish=False allocate_on_comm_stream=False",
     "get_local_buffer_tensor": "dtype size=None offset=0 use_rdma_buffer=False",
+    "low_latency_dispatch": "x topk_idx num_max_dispatch_tokens_per_rank num_experts "
+    "cumulative_local_expert_recv_stats=None dispatch_wait_recv_cost_stats=None use_fp8=True "
+    "round_scale=False use_ue8m0=False async_finish=False return_recv_hook=False",
+    "low_latency_combine": "x topk_idx topk_weights handle use_logfmt=False zero_copy=False "
+    "async_finish=False return_recv_hook=False out=None combine_wait_recv_cost_stats=None",
+    "get_next_low_latency_combine_buffer": "handle",
+    "clean_low_latency_buffer": "num_max_dispatch_tokens_per_rank hidden num_experts",
+    "low_latency_update_mask_buffer": "rank_to_mask mask=False",
+    "low_latency_query_mask_buffer": "mask_status",
+    "low_latency_clean_mask_buffer": "",
 }
 
 
