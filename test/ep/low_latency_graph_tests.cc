@@ -86,7 +86,10 @@ TEST_P(EpLowLatencyGraph, ReplaysMixWithEagerCalls) {
       const LowLatencyWorld& world = worlds[id % worlds.size()];
       writeInputs(rank, world, call, id);
       // The last replay of many is looked at: none of them may leave the epochs in disorder.
-      for (int i = 0; i < 500; ++i) stream.launch(graph);
+      for (int i = 0; i < 500; ++i) {
+        stream.launch(graph);
+        if (i % 50 == 49) stream.synchronize();  // see below
+      }
       const LowLatencyCase expected{.id = id, .hidden = kHidden, .fp8 = fp8};
       expectLowLatencyDispatch(rank, world, expected, call.sent);
       expectLowLatencyCombine(rank, world, expected, call.combined);
@@ -133,6 +136,9 @@ TEST(EpLowLatencyGraphChain, TenThousandRoundTrips) {
     });
     for (int replay = 0; replay < 500; ++replay) {
       stream.launch(graph);
+      // Threads that share a GPU share its queue of launches: one that fills it up shuts out the
+      // other, for which its kernels wait.
+      if (replay % 10 == 9) stream.synchronize();
       if (replay % 100 != 99) continue;
       for (std::size_t i = 0; i < worlds.size(); ++i) {
         const LowLatencyCase expected{.id = i + 1, .hidden = kHidden, .fp8 = i % 2 == 1};
