@@ -1,5 +1,7 @@
 // Low-latency calls captured into CUDA graphs: thousands of replays with inputs that change, mixed
 // with eager calls. GPUs only.
+#include <barrier>
+
 #include "ep/low_latency_scenario.hpp"
 
 namespace mscclpp::ep::testing {
@@ -78,10 +80,14 @@ TEST_P(EpLowLatencyGraph, ReplaysMixWithEagerCalls) {
                             .seed = seed});
   };
   const std::vector<LowLatencyWorld> worlds = {worldOf(1), worldOf(2), worldOf(3)};
+  // Instantiating a graph waits for the device, on which another rank's kernels would wait for
+  // this.
+  std::barrier captured(ranks);
   runRanks(ranks, lowLatencyOptions(worlds[0], kHidden), [&](RankContext& rank) {
     GraphCall call = makeCall(rank, worlds[0], fp8, hook);
     Stream& stream = rank.compute();
     const Graph graph = stream.capture([&] { enqueue(rank, call); });
+    captured.arrive_and_wait();
     for (std::uint64_t id = 1; id <= 6; ++id) {
       const LowLatencyWorld& world = worlds[id % worlds.size()];
       writeInputs(rank, world, call, id);
@@ -121,6 +127,7 @@ TEST(EpLowLatencyGraphChain, TenThousandRoundTrips) {
                                        .maxTokens = 128,
                                        .seed = seed + 1});
   }
+  std::barrier captured(2);  // as above
   runRanks(2, lowLatencyOptions(worlds[0], kHidden), [&](RankContext& rank) {
     std::vector<GraphCall> calls;
     for (std::size_t i = 0; i < worlds.size(); ++i) {
@@ -134,6 +141,7 @@ TEST(EpLowLatencyGraphChain, TenThousandRoundTrips) {
         for (GraphCall& call : calls) enqueue(rank, call);
       }
     });
+    captured.arrive_and_wait();
     for (int replay = 0; replay < 500; ++replay) {
       stream.launch(graph);
       // Threads that share a GPU share its queue of launches: one that fills it up shuts out the
