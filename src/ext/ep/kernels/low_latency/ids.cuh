@@ -215,7 +215,7 @@ __device__ __forceinline__ void awaitSources(const LowLatencyDispatchArgs& a,
     if (!awaitIdLines<Path>(a, shared, epoch, source, part * 4) && laneId() == 0) {
       storeRelaxed(&shared.missing()[source], 1u);
     }
-    if (!Path::kFast && a.waitTotals && part == 0 && laneId() == 0 &&
+    if (!Path::kFast && a.waitTotals && source != g.rank && part == 0 && laneId() == 0 &&
         blockIndex() == gridSize() - 1) {
       fetchAddLocalRelaxed(&a.waitTotals[source], static_cast<std::int64_t>(nanoseconds() - start));
     }
