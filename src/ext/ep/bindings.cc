@@ -123,7 +123,7 @@ void bindRequests(nb::module_& m) {
       .def_ro("num_tokens_per_rank", &LayoutResult::numTokensPerRank)
       .def_ro("num_tokens_per_expert", &LayoutResult::numTokensPerExpert)
       .def_ro("is_token_in_rank", &LayoutResult::isTokenInRank)
-      .def_ro("event", &LayoutResult::event);
+      .def_ro("event", &LayoutResult::event, kOnItsOwn);
   nb::class_<DispatchRequest>(m, "DispatchRequest")
       .def(nb::init<>())
       .def_rw("x", &DispatchRequest::x)
@@ -146,8 +146,8 @@ void bindRequests(nb::module_& m) {
       .def_ro("recv_topk_weights", &DispatchResult::recvTopkWeights)
       .def_ro("num_recv_tokens_per_expert", &DispatchResult::numRecvTokensPerExpert)
       .def_ro("recv_tokens_per_expert", &DispatchResult::recvTokensPerExpert)
-      .def_ro("handle", &DispatchResult::handle)
-      .def_ro("event", &DispatchResult::event);
+      .def_ro("handle", &DispatchResult::handle, kOnItsOwn)
+      .def_ro("event", &DispatchResult::event, kOnItsOwn);
   nb::class_<CombineRequest>(m, "CombineRequest")
       .def(nb::init<>())
       .def_rw("x", &CombineRequest::x)
@@ -160,7 +160,7 @@ void bindRequests(nb::module_& m) {
   nb::class_<CombineResult>(m, "CombineResult")
       .def_ro("x", &CombineResult::x)
       .def_ro("topk_weights", &CombineResult::topkWeights)
-      .def_ro("event", &CombineResult::event);
+      .def_ro("event", &CombineResult::event, kOnItsOwn);
 }
 
 void bindBuffer(nb::module_& m) {

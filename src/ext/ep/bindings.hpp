@@ -15,6 +15,10 @@ namespace mscclpp::ep {
 /// For calls that may block: other Python threads run meanwhile.
 using ReleaseGil = nanobind::call_guard<nanobind::gil_scoped_release>;
 
+/// For members of a result: without it their Python objects would hold the whole result, and with
+/// it tensors that the caller has dropped.
+inline constexpr auto kOnItsOwn = nanobind::rv_policy::copy;
+
 /// A stream that crosses as an integer: a cudaStream_t, 0 = the default stream or the host.
 inline void* pointer(std::uintptr_t address) {
   return reinterpret_cast<void*>(address);

@@ -53,8 +53,8 @@ void bindDispatch(nb::module_& m) {
       .def_ro("recv_x", &LowLatencyDispatchResult::recvX)
       .def_ro("recv_x_scales", &LowLatencyDispatchResult::recvXScales)
       .def_ro("recv_count", &LowLatencyDispatchResult::recvCount)
-      .def_ro("handle", &LowLatencyDispatchResult::handle)
-      .def_ro("event", &LowLatencyDispatchResult::event)
+      .def_ro("handle", &LowLatencyDispatchResult::handle, kOnItsOwn)
+      .def_ro("event", &LowLatencyDispatchResult::event, kOnItsOwn)
       .def("receive", &receive<LowLatencyDispatchResult>, "compute_stream"_a = 0, ReleaseGil());
 }
 
@@ -72,7 +72,7 @@ void bindCombine(nb::module_& m) {
       .def_rw("order", &LowLatencyCombineRequest::order);
   nb::class_<LowLatencyCombineResult>(m, "LowLatencyCombineResult")
       .def_ro("x", &LowLatencyCombineResult::x)
-      .def_ro("event", &LowLatencyCombineResult::event)
+      .def_ro("event", &LowLatencyCombineResult::event, kOnItsOwn)
       .def("receive", &receive<LowLatencyCombineResult>, "compute_stream"_a = 0, ReleaseGil());
 }
 

@@ -25,6 +25,7 @@ from .errors import (
 )
 from .event import EventHandle, EventOverlap
 from .handle import DispatchHandle
+from .low_latency_parts import LowLatencyHandle
 
 #: The type of expert indices.
 topk_idx_t = _torch.int64
@@ -44,5 +45,6 @@ __all__ = [
     "EpUnsupported",
     "EventHandle",
     "EventOverlap",
+    "LowLatencyHandle",
     "topk_idx_t",
 ]

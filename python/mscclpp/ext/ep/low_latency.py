@@ -132,7 +132,7 @@ class LowLatencyCalls(Core):
                 num_experts,
             ),
             result.handle,
-            [outputs.native.slots, outputs.native.source_tokens],
+            outputs.handles_own,
         )
         return outputs.received(), made["recv_count"], handle, event, hook
 

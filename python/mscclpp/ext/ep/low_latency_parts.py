@@ -73,12 +73,15 @@ class DispatchOutputs:
     def __init__(self, place: Place, inputs: Inputs) -> None:
         self.native = _cpp.LowLatencyDispatchOutputs()
         self.tensors: Dict[str, torch.Tensor] = {}
+        self.handles_own: List[_cpp.Tensor] = []
         self._place, self._inputs = place, inputs
 
-    def add(self, name: str, dtype: torch.dtype, *shape: int) -> None:
+    def add(self, name: str, dtype: torch.dtype, *shape: int) -> _cpp.Tensor:
         made = torch.empty(shape, dtype=dtype, device=self._place.device)
         self.tensors[name] = made
-        setattr(self.native, name, self._inputs.add(name, made))
+        native = self._inputs.add(name, made)
+        setattr(self.native, name, native)
+        return native
 
     def allocate(self, request: _cpp.LowLatencyDispatchRequest, ranks: int) -> None:
         hidden, topk = request.x.shape[1], request.topk_idx.shape[1]
@@ -96,8 +99,10 @@ class DispatchOutputs:
         self.add("recv_count", torch.int32, local)
         self.add("source_info", torch.int32, local, rows)
         self.add("layout_range", torch.int64, local, ranks)
-        self.add("slots", torch.int32, ranks, tokens, topk)
-        self.add("source_tokens", torch.int32, ranks)
+        self.handles_own = [
+            self.add("slots", torch.int32, ranks, tokens, topk),
+            self.add("source_tokens", torch.int32, ranks),
+        ]
 
     def received(self) -> Any:
         """recv_x; with FP8 beside its scales, transposed: rows are their contiguous dimension."""

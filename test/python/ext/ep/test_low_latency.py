@@ -18,6 +18,7 @@ from low_latency_checks import (
 )
 from low_latency_reference import FORMATS, LlShape, LlWorld, dequantise, host
 from reference import Shape
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from mscclpp.ext import ep
 
@@ -157,38 +158,79 @@ def test_shapes_in_turn_and_two_buffers(run_ranks):
 
 def _noise(tensors):
     """Tensors of the same sizes: an allocator that got the memory back gives it to them."""
-    return [torch.full_like(t, 77) for t in tensors for _ in range(4)]
+    return [torch.full_like(t, 77) for t in tensors for _ in range(32)]
 
 
 def _dropped_tensors(me, shape):
-    """A hook and an asynchronous call hold their inputs and outputs: nobody else gets the memory."""
+    """Rank 0 drops all tensors of a call that waits for rank 1, and fills what it gets instead."""
+
+    def early(call, *rest, **how):
+        """Rank 0 calls before the others. Its results are dropped, and those of `rest` too."""
+        go = me.barrier if "async_finish" in how else lambda: None  # send halves may wait, too
+        if me.rank > 0:
+            go()
+        *results, event, hook = call(**how)
+        noise = []
+        if me.rank == 0:
+            results.clear()
+            for item in rest:
+                item.clear()
+            noise = _noise(like)
+            go()
+        received(event, hook, **how)
+        me.synchronize()
+        assert all((host(t) == 77).all() for t in noise), f"{how}: outputs went elsewhere"
+        return results
+
     with ll_buffer(me, shape) as buffer:
         for how in ({"return_recv_hook": True}, {"async_finish": True}):
             for call in range(3):
                 world = LlWorld(shape, call)
-                recv_x, count, handle, event, hook = dispatch(me, buffer, world, BF16)
-                like = [recv_x.clone(), count.clone(), *(t.clone() for t in handle[:2])]
-                event, hook = dispatch(me, buffer, world, BF16, **how)[3:]
-                noise = _noise(like)
-                received(event, hook, **how)
-                me.synchronize()
-                assert all((host(t) == 77).all() for t in noise), f"{how}: outputs went elsewhere"
-
-                out, event, hook = combine(me, buffer, world, BF16, recv_x, handle, **how)
-                like = [out.clone(), recv_x.clone()]
-                del out
-                noise = _noise(like)
-                received(event, hook, **how)
-                me.synchronize()
-                assert all((host(t) == 77).all() for t in noise), f"{how}: out went elsewhere"
-                del event, hook
+                recv_x, count, handle, *_ = dispatch(me, buffer, world, BF16)
+                mine = me.put(world.inputs[me.rank])
+                like = [t.clone() for t in (recv_x, count, *handle[:2], *vars(mine).values())]
+                slots = (shape.ranks, shape.max_tokens, shape.topk)
+                like += [torch.zeros(s, dtype=torch.int32, device=me.device) for s in (slots, 2)]
+                _noise(like)  # so that the allocator has them
+                results = early(lambda **how: dispatch(me, buffer, world, BF16, **how), **how)
+                if me.rank > 0:
+                    world.check_dispatch(me.rank, BF16, *results)
+                own = [handle]
+                del handle
+                results = early(
+                    lambda **how: combine(me, buffer, world, BF16, recv_x, own[0], **how),
+                    own,
+                    **how,
+                )
+                if me.rank > 0:
+                    world.check_combined(me.rank, BF16, *results)
         gc.collect()
+        handle = dispatch(me, buffer, world, BF16)[2]
         buffer.get_next_low_latency_combine_buffer(handle)
         assert len(buffer._in_flight) == 0, "tensors are held although their calls are done"
 
 
 def test_calls_under_way_hold_their_tensors(run_ranks):
     run_ranks(_dropped_tensors, 2, shape_for(2))
+
+
+def test_nothing_holds_received_rows_but_their_caller(solo):
+    """Neither the handle, nor the event, nor a hook that was called."""
+    shape = shape_for(1)
+    world = LlWorld(shape)
+    with ll_buffer(solo, shape) as buffer:
+        for how in ({}, {"return_recv_hook": True}, {"async_finish": True}):
+            recv_x, count, handle, event, hook = dispatch(solo, buffer, world, FP8, **how)
+            received(event, hook, **how)
+            solo.synchronize()
+            buffer.clean_low_latency_buffer(shape.max_tokens, shape.hidden, shape.experts)
+            tensors = [*recv_x, count]
+            weak = [StorageWeakRef(tensor.untyped_storage()) for tensor in tensors]
+            del recv_x, count, tensors
+            assert all(ref.expired() for ref in weak), how
+            sent = solo.put(world.inputs[0])
+            x = torch.zeros(shape.local, shape.rows, shape.hidden, dtype=torch.bfloat16)
+            buffer.low_latency_combine(solo.put(x), sent.topk_idx, sent.topk_weights, handle)
 
 
 # ---- CUDA graphs ------------------------------------------------------------------------------
@@ -218,6 +260,8 @@ def _graph(me, shape, form):
                 y, sent.topk_idx, sent.topk_weights, handle, zero_copy=True, **hook
             )
             receive()
+        me.synchronize()
+        me.barrier()  # capturing waits for the device, which other ranks may share
         for call in range(3, 60, 3):  # calls whose experts are those of call 0
             world = LlWorld(shape, call)
             mine = me.put(world.inputs[me.rank])

@@ -263,6 +263,27 @@ def test_pool_tensors(run_ranks):
     run_ranks(_pool, 2)
 
 
+def _dropped_outputs(me):
+    """Neither the handle nor the event holds what the dispatch received."""
+    world = World(SHAPE)
+    with me.buffer() as buffer:
+        sent = me.put(world.inputs[me.rank])
+        routing = routing_of(layout_of(buffer, world, sent), sent)
+        free = buffer.runtime.pool_bytes_free()
+        recv_x, *others, handle, event = buffer.dispatch(sent.x, async_finish=True, **routing)
+        assert buffer.runtime.pool_bytes_free() < free
+        event.current_stream_wait()
+        me.synchronize()
+        del recv_x, others
+        kept = handle.recv_tokens_per_expert  # in the pool or not, it is small
+        assert buffer.runtime.pool_bytes_free() > free - 4096, "something holds received rows"
+        assert kept.sum() > 0
+
+
+def test_dropped_outputs_go_back_to_the_pool(run_ranks):
+    run_ranks(_dropped_outputs, 2)
+
+
 def _held_outputs(me):
     """Outputs belong to the caller: later calls and the end of the Buffer leave them alone."""
     worlds, held = [World(SHAPE, seed) for seed in range(6)], []
