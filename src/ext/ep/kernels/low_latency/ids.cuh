@@ -121,7 +121,7 @@ __device__ __forceinline__ void loadOwnIds(const LowLatencyDispatchArgs& a,
   }
   for (int i = static_cast<int>(threadIndex()); i < kPlaceBatch * kMaxLowLatencyTopk;
        i += kLowLatencyThreads) {
-    shared.head().slot[0][i] = -1;
+    shared.head().slot[i / kMaxLowLatencyTopk][i % kMaxLowLatencyTopk] = -1;
   }
   if (bad != -1) {
     reportFailure(a.group.wait, lowLatencyWait(WaitWhat::invalidExpert, a.group.rank),
