@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -233,11 +234,14 @@ class Endpoint {
 };
 
 /// Collective: a connection from every rank to every other one, by rank; the own entry is null.
-/// When one rank cannot connect, every rank throws an Error that says which and why.
-std::vector<std::shared_ptr<Connection>> connectAll(Bootstrap& bootstrap, Endpoint& endpoint);
+/// With `wanted`, only to peers for which it is true; both ends must agree, and entries of the
+/// others are null. When one rank cannot connect, every rank throws an Error that says which and
+/// why.
+std::vector<std::shared_ptr<Connection>> connectAll(
+    Bootstrap& bootstrap, Endpoint& endpoint, const std::function<bool(int peer)>& wanted = {});
 
 /// Collective: every rank gives a memory registered with its endpoint (sizes may differ) and gets
-/// those of all ranks, by rank; the own entry is null.
+/// those of all ranks it is connected to, by rank; other entries are null.
 std::vector<std::shared_ptr<RemoteMemory>> exchangeMemories(
     Bootstrap& bootstrap, const std::vector<std::shared_ptr<Connection>>& connections,
     const LocalMemory& local);

@@ -19,7 +19,8 @@ class PortSemaphore {
  public:
   PortSemaphore() = default;
 
-  /// Collective over the group: a semaphore to every other rank, by rank; the own entry is empty.
+  /// Collective over the group: a semaphore to every rank that `connections` has, by rank; other
+  /// entries are empty. Every rank must be connected to somebody.
   /// Every channel of a peer may share one, or have its own from another call.
   static std::vector<PortSemaphore> createAll(
       Bootstrap& bootstrap, Endpoint& endpoint,

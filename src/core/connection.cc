@@ -124,14 +124,14 @@ std::vector<std::vector<std::byte>> exchangePieces(
   return result;
 }
 
-/// Runs `action(rank)` for every other rank; the verdict says what it threw first.
-template <class F>
-Verdict forPeers(Bootstrap& bootstrap, F&& action) {
+/// Runs `action(rank)` for every rank that `wanted` has; the verdict says what it threw first.
+template <class Wanted, class F>
+Verdict forPeers(size_t ranks, Wanted&& wanted, F&& action) {
   Verdict verdict;
-  for (int rank = 0; rank < bootstrap.size() && verdict.failed == 0; ++rank) {
-    if (rank == bootstrap.rank()) continue;
+  for (size_t rank = 0; rank < ranks && verdict.failed == 0; ++rank) {
+    if (!wanted(rank)) continue;
     try {
-      action(static_cast<size_t>(rank));
+      action(rank);
     } catch (const std::exception& error) {
       verdict.set(fmt::format("to rank {}: {}", rank, error.what()));
     }
@@ -141,18 +141,23 @@ Verdict forPeers(Bootstrap& bootstrap, F&& action) {
 
 }  // namespace
 
-std::vector<std::shared_ptr<Connection>> connectAll(Bootstrap& bootstrap, Endpoint& endpoint) {
+std::vector<std::shared_ptr<Connection>> connectAll(Bootstrap& bootstrap, Endpoint& endpoint,
+                                                    const std::function<bool(int)>& wanted) {
   const auto ranks = static_cast<size_t>(bootstrap.size());
+  const auto isPeer = [&](size_t rank) {
+    const int peer = static_cast<int>(rank);
+    return peer != bootstrap.rank() && (!wanted || wanted(peer));
+  };
   std::vector<std::shared_ptr<Connection>> connections(ranks);
   std::vector<std::vector<std::byte>> addresses(ranks);
-  const Verdict opened = forPeers(bootstrap, [&](size_t rank) {
+  const Verdict opened = forPeers(ranks, isPeer, [&](size_t rank) {
     connections[rank] = endpoint.open(static_cast<int>(rank));
     addresses[rank] = connections[rank]->address();
   });
   agree(bootstrap, "opening connections", opened);
   const auto theirs = exchangePieces(bootstrap, addresses);
   const Verdict connected =
-      forPeers(bootstrap, [&](size_t rank) { connections[rank]->connect(theirs[rank]); });
+      forPeers(ranks, isPeer, [&](size_t rank) { connections[rank]->connect(theirs[rank]); });
   agree(bootstrap, "connecting", connected);
   return connections;
 }
@@ -171,7 +176,8 @@ std::vector<std::shared_ptr<RemoteMemory>> exchangeMemories(
       all.begin() + static_cast<ptrdiff_t>(static_cast<size_t>(bootstrap.rank()) * own.size()));
   bootstrap.allGather(all.data(), own.size());
   std::vector<std::shared_ptr<RemoteMemory>> memories(ranks);
-  const Verdict imported = forPeers(bootstrap, [&](size_t rank) {
+  const auto connected = [&](size_t rank) { return connections[rank] != nullptr; };
+  const Verdict imported = forPeers(ranks, connected, [&](size_t rank) {
     memories[rank] = connections[rank]->importMemory(
         std::span<const std::byte>(all).subspan(rank * own.size(), own.size()));
   });

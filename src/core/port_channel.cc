@@ -42,7 +42,7 @@ std::vector<PortSemaphore> PortSemaphore::createAll(
   }
   std::vector<PortSemaphore> semaphores(ranks);
   for (size_t peer = 0; peer < ranks; ++peer) {
-    if (peer == own) continue;
+    if (connections[peer] == nullptr) continue;
     const auto state = std::make_shared<State>();
     const auto wordIn = [&](char* memory) {
       return reinterpret_cast<uint64_t*>(memory + peer * kWordBytes);

@@ -21,7 +21,6 @@ struct Card {
   int32_t platform;
   int32_t ranksPerNode;  ///< 0: not forced
   int32_t transport;     ///< -1: not forced
-  int32_t hasVerbs;
 };
 
 /// What a rank tells of its endpoint, or why it has none.
@@ -44,8 +43,7 @@ bool hasVerbs(const std::shared_ptr<Device>& device, int rank) {
   }
 }
 
-Card makeCard(const Bootstrap& bootstrap, const std::shared_ptr<Device>& device,
-              const TopologyOptions& options) {
+Card makeCard(const std::shared_ptr<Device>& device, const TopologyOptions& options) {
   Card card{};
   put(card.host, hostId());
   put(card.device, device->describe());
@@ -53,8 +51,6 @@ Card makeCard(const Bootstrap& bootstrap, const std::shared_ptr<Device>& device,
   card.ranksPerNode = options.ranksPerNode.value_or(env().ranksPerNode.value_or(0));
   const auto transport = options.transport ? options.transport : env().transport;
   card.transport = transport ? static_cast<int32_t>(*transport) : -1;
-  // Looked for only where it may decide.
-  card.hasVerbs = !transport && hasVerbs(device, bootstrap.rank()) ? 1 : 0;
   return card;
 }
 
@@ -113,7 +109,17 @@ Choice choose(const Situation& now) {
           "one host plays all nodes"};
 }
 
-Choice choose(const std::vector<Card>& cards) {
+/// Collective. Devices are looked for only where they may decide.
+bool everyRankHasVerbs(Bootstrap& bootstrap, const std::shared_ptr<Device>& device) {
+  std::vector<int32_t> has(static_cast<size_t>(bootstrap.size()));
+  const int rank = bootstrap.rank();
+  has[static_cast<size_t>(rank)] = hasVerbs(device, rank) ? 1 : 0;
+  bootstrap.allGather(has);
+  return std::all_of(has.begin(), has.end(), [](int32_t one) { return one != 0; });
+}
+
+Choice choose(Bootstrap& bootstrap, const std::shared_ptr<Device>& device,
+              const std::vector<Card>& cards) {
   const Card& first = cards[0];
   const auto all = [&](auto&& condition) {
     return std::all_of(cards.begin(), cards.end(), condition);
@@ -121,7 +127,7 @@ Choice choose(const std::vector<Card>& cards) {
   return choose(
       {.asked = first.transport < 0 ? std::optional<Transport>()
                                     : static_cast<Transport>(first.transport),
-       .everyRankHasVerbs = all([](const Card& card) { return card.hasVerbs != 0; }),
+       .everyRankHasVerbs = first.transport < 0 && everyRankHasVerbs(bootstrap, device),
        .oneHost = all([&](const Card& card) { return std::strcmp(card.host, first.host) == 0; }),
        .platform = static_cast<Platform>(first.platform)});
 }
@@ -152,7 +158,7 @@ Topology Topology::discover(Bootstrap& bootstrap, const std::shared_ptr<Device>&
                             const TopologyOptions& options) {
   check(device != nullptr, ErrorCode::invalidArgument, "topology: the device is null");
   std::vector<Card> cards(static_cast<size_t>(bootstrap.size()));
-  cards[static_cast<size_t>(bootstrap.rank())] = makeCard(bootstrap, device, options);
+  cards[static_cast<size_t>(bootstrap.rank())] = makeCard(device, options);
   bootstrap.allGather(cards);
   checkEqual(cards);
 
@@ -169,7 +175,7 @@ Topology Topology::discover(Bootstrap& bootstrap, const std::shared_ptr<Device>&
       fmt::format("{} ranks on {} node{}; inside a node: mapped memory", topology.ranks(),
                   topology.nodes(), topology.nodes() == 1 ? "" : "s");
   if (topology.nodes() > 1) {
-    const Choice choice = choose(cards);
+    const Choice choice = choose(bootstrap, device, cards);
     topology.transport_ = choice.transport;
     endpoints = lookAtEndpoints(bootstrap, device, choice.transport);
     topology.text_ +=

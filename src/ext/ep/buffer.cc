@@ -34,6 +34,9 @@ int Buffer::ranks() const {
 const BufferOptions& Buffer::options() const {
   return impl_->alive().options();
 }
+const Topology& Buffer::topology() const {
+  return impl_->alive().topology();
+}
 void* Buffer::commStream() const {
   return impl_->alive().comm().native();
 }

@@ -12,6 +12,7 @@ namespace mscclpp::ep {
 
 CombineResult Buffer::combine(const CombineRequest& request) {
   Group& group = impl_->alive();
+  group.checkOneNode("combine");
   const std::uint32_t rowBytes = checkCombine(request, group);
   const HandleState& handle = *request.handle;
   const std::int64_t topk = request.topkWeights ? request.topkWeights.shape[1] : 0;

@@ -191,6 +191,7 @@ class DispatchCall {
 
 DispatchResult Buffer::dispatch(const DispatchRequest& request) {
   Group& group = impl_->alive();
+  group.checkOneNode("dispatch");
   const DispatchShape shape = checkDispatch(request, group);
   CallOrder order(group, request.order);
   DispatchResult result;

@@ -54,6 +54,15 @@ std::string describeFailure(const FailureRecord& record) {
   for (const WaitText& text : kWaitTexts) {
     if (text.what == what) return describeWait(record, text);
   }
+  if (record.what == kWaitFifoRoom || record.what == kWaitFlush) {
+    return fmt::format(
+        "EP timeout after {:.1f} s: rank {} waited for its own proxy to {} for rank {}: the "
+        "network "
+        "to it is stuck, or the proxy thread gets no processor. The limit is timeout_seconds or "
+        "MSCCLPP_EP_TIMEOUT",
+        static_cast<double>(record.waitedNs) * 1e-9, record.rank,
+        record.what == kWaitFlush ? "complete what it was given" : "take a request", record.peer);
+  }
   switch (what) {
     case WaitWhat::shapeMismatch:
       return fmt::format(

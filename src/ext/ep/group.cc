@@ -72,6 +72,16 @@ std::uint64_t limitNanoseconds(const BufferOptions& options) {
   return static_cast<std::uint64_t>(options.timeoutSeconds * 1e9);
 }
 
+/// What kind of error a failure record tells of.
+ErrorCode codeOf(const FailureRecord& record) {
+  if (record.what == kWaitProxyFailed) return ErrorCode::peerFailure;
+  if (record.what >= kWaitReserved) return ErrorCode::timeout;
+  const auto what = static_cast<WaitWhat>(record.what);
+  const bool isWait = what <= WaitWhat::pipeline ||
+                      (what >= WaitWhat::lowLatencyRoom && what < WaitWhat::lowLatencyShape);
+  return isWait ? ErrorCode::timeout : ErrorCode::invalidArgument;
+}
+
 const IntranodeKernels& kernelsOf(Platform platform) {
   if (platform == Platform::cpu) return cpu::intranodeKernels();
 #if MSCCLPP_HAVE_CUDA
@@ -101,6 +111,7 @@ Group::Group(std::shared_ptr<Bootstrap> bootstrap, const BufferOptions& options)
     : bootstrap_(std::move(bootstrap)),
       options_(options),
       device_(Device::open(options.platform, options.deviceIndex)),
+      topology_(Topology::discover(*bootstrap_, device_, options.topology)),
       plan_(makePlan(options, bootstrap_->size())),
       pool_(plan_.pool(), plan_.poolBytes),
       kernels_(&kernelsOf(options.platform)),
@@ -181,8 +192,11 @@ void Group::mapPeers() {
   bootstrap_->allGather(handles);
   std::vector<char*> bases;
   for (int r = 0; r < ranks(); ++r) {
-    peers_.push_back(r == rank() ? heap_
-                                 : device_->importMemory(handles[static_cast<std::size_t>(r)]));
+    const LinkKind link = topology_.link(r);
+    peers_.push_back(link == LinkKind::self ? heap_
+                     : link == LinkKind::memory
+                         ? device_->importMemory(handles[static_cast<std::size_t>(r)])
+                         : nullptr);
     bases.push_back(static_cast<char*>(peers_.back().get()));
   }
   const std::size_t tableBytes = bases.size() * sizeof(char*);
@@ -203,6 +217,15 @@ void Group::mapPeers() {
   device_->copy(heapTable_.get(), bases.data(), tableBytes, comm_);
   if (options_.lowLatencyMode) initialiseLowLatency();
   comm_.synchronize();
+  if (topology_.nodes() > 1) {
+    ports_ = std::make_unique<PortPeers>(
+        *bootstrap_, topology_,
+        PortPeers::Options{.device = device_,
+                           .heap = heap_,
+                           .heapBytes = plan_.total(),
+                           .record = static_cast<FailureRecord*>(failure_.get()),
+                           .timeout = std::chrono::nanoseconds(limitNanoseconds(options_))});
+  }
   bootstrap_->barrier();  // nobody writes into a heap that is not initialised
 }
 
@@ -274,13 +297,18 @@ GroupArgs Group::args() const {
 void Group::raiseIfFailed() {
   const auto& record = *static_cast<const FailureRecord*>(failure_.get());
   const bool isNew = broken_.empty() && failurePublished(record);
-  if (isNew) broken_ = describeFailure(record);
+  if (isNew) {
+    broken_ = record.what == kWaitProxyFailed && ports_ ? "EP: " + ports_->failure()
+                                                        : describeFailure(record);
+  }
   if (broken_.empty()) return;
-  const auto what = static_cast<WaitWhat>(record.what);
-  const bool isWait = what <= WaitWhat::pipeline ||
-                      (what >= WaitWhat::lowLatencyRoom && what < WaitWhat::lowLatencyShape);
-  throwError(isWait ? ErrorCode::timeout : ErrorCode::invalidArgument,
-             isNew ? broken_ : "the Buffer is of no use since: " + broken_);
+  throwError(codeOf(record), isNew ? broken_ : "the Buffer is of no use since: " + broken_);
+}
+
+void Group::checkOneNode(const char* call) const {
+  check(topology_.nodes() == 1, ErrorCode::unsupported,
+        "{}: the group spans {} nodes, and this call does not go beyond one yet", call,
+        topology_.nodes());
 }
 
 void Group::awaitNotify(std::uint32_t sequence) {
@@ -333,6 +361,8 @@ void Group::close() {
   comm_.synchronize();
   pool_.drain();
   if (!broken()) bootstrap_->barrier();  // peers may still be reading or writing here
+  if (ports_ && !broken()) ports_->close(*bootstrap_);
+  ports_.reset();
   peers_.clear();
   if (!broken()) bootstrap_->barrier();  // nobody frees memory that a peer has mapped
 }

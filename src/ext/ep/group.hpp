@@ -14,6 +14,7 @@
 #include "kernels/low_latency_api.cuh"
 #include "low_latency_calls.hpp"
 #include "pool.hpp"
+#include "port_peers.hpp"
 
 namespace mscclpp::ep {
 
@@ -36,6 +37,9 @@ class Group : public std::enable_shared_from_this<Group> {
   int ranks() const { return bootstrap_->size(); }
   std::uint64_t id() const { return id_; }
   const BufferOptions& options() const { return options_; }
+  const Topology& topology() const { return topology_; }
+  /// Null when all ranks share a node.
+  const PortPeers* ports() const { return ports_.get(); }
   const MemoryPlan& plan() const { return plan_; }
   Device& device() const { return *device_; }
   Stream& comm() { return comm_; }
@@ -59,6 +63,8 @@ class Group : public std::enable_shared_from_this<Group> {
   /// Of this rank's heap, as the host knows it: a device address.
   char* lowLatencyRegion() const { return heap() + plan_.lowLatency(); }
 
+  /// @throws Error unsupported when the group spans nodes, where `call` may not go yet.
+  void checkOneNode(const char* call) const;
   /// Throws what the kernels reported; the group then stays broken.
   void raiseIfFailed();
   bool broken() const { return !broken_.empty(); }
@@ -90,12 +96,14 @@ class Group : public std::enable_shared_from_this<Group> {
   std::shared_ptr<Bootstrap> bootstrap_;
   BufferOptions options_;
   std::shared_ptr<Device> device_;
+  Topology topology_;
   MemoryPlan plan_;
   Stream comm_, reclaim_;
   std::mutex reclaimMutex_;  // tensors are dropped from any thread
   std::shared_ptr<void> heap_;
   std::vector<std::shared_ptr<void>> peers_;
   std::shared_ptr<void> heapTable_, failure_, notifyResult_;
+  std::unique_ptr<PortPeers> ports_;  // its proxies use what is above
   Pool pool_;
   const IntranodeKernels* kernels_ = nullptr;
   LowLatencyPlan lowLatencyPlan_;

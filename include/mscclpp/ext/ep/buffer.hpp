@@ -9,6 +9,7 @@
 #include <mscclpp/ext/ep/low_latency.hpp>
 #include <mscclpp/ext/ep/types.hpp>
 #include <mscclpp/platform.hpp>
+#include <mscclpp/topology.hpp>
 
 namespace mscclpp::ep {
 
@@ -59,6 +60,9 @@ struct BufferOptions {
   /// Part of numNvlBytes kept for staging; 0 = a quarter.
   std::size_t stagingBytes = 0;
   int maxExpertsPerRank = 1024;
+  /// Which ranks share a node, and what carries data between nodes; what is left out is found as
+  /// TopologyOptions says. Must be the same on all ranks.
+  TopologyOptions topology = {};
   /// Limit of every device and host wait; negative = MSCCLPP_EP_TIMEOUT; 0 = none.
   double timeoutSeconds = -1;
   /// First epoch; tests start near 2^31 and 2^32 to cross the wrap.
@@ -149,6 +153,7 @@ class Buffer {
   int rank() const;
   int ranks() const;
   const BufferOptions& options() const;
+  const Topology& topology() const;
 
   /// Local, asynchronous: counts where tokens go.
   LayoutResult getDispatchLayout(const LayoutRequest& request);

@@ -1,0 +1,73 @@
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include <mscclpp/failure.hpp>
+#include <mscclpp/port_channel.hpp>
+#include <mscclpp/topology.hpp>
+
+namespace mscclpp::ep {
+
+/// Each family of kernels has its own channels: their signals are counted apart.
+enum class PortUse : std::uint32_t { lowLatencyDispatch, lowLatencyCombine, highThroughput };
+inline constexpr int kPortUses = 3;
+/// 64-bit words per source rank and use that peers may add to.
+inline constexpr int kPortWords = 16;
+
+/// Where the words of PortPeers lie in its counter memory; for host and kernels.
+struct PortWords {
+  int ranks = 1;
+  /// Of the word that `source` adds to: a byte offset, for atomicAdd.
+  constexpr std::uint64_t offset(PortUse use, int source, int word) const {
+    return ((static_cast<std::uint64_t>(use) * static_cast<std::uint64_t>(ranks) +
+             static_cast<std::uint64_t>(source)) *
+                kPortWords +
+            static_cast<std::uint64_t>(word)) *
+           sizeof(std::uint64_t);
+  }
+  constexpr std::uint64_t bytes() const { return offset(static_cast<PortUse>(kPortUses), 0, 0); }
+};
+
+/// Channels to the ranks of other nodes, served by this rank's proxies. Offsets of puts are offsets
+/// in the symmetric heap, on both sides.
+class PortPeers {
+ public:
+  struct Options {
+    std::shared_ptr<Device> device;
+    std::shared_ptr<void> heap;  ///< exportable memory of `device`
+    std::size_t heapBytes = 0;
+    FailureRecord* record = nullptr;  ///< fails when a connection does
+    std::chrono::nanoseconds timeout{};
+  };
+  /// Collective: connects to every rank of another node and starts the proxies.
+  PortPeers(Bootstrap& bootstrap, const Topology& topology, const Options& options);
+  /// Stops the proxies without communicating. No kernel may use the channels any more.
+  ~PortPeers();
+  PortPeers(const PortPeers&) = delete;
+  PortPeers& operator=(const PortPeers&) = delete;
+
+  /// Device memory, [ranks]; entries of ranks of the own node mean nothing.
+  const PortChannelHandle* table(PortUse use) const;
+  /// Host memory that kernels read with the same pointer; laid out by PortWords.
+  std::uint64_t* words() const { return reinterpret_cast<std::uint64_t*>(counters_.data()); }
+  /// What broke first; empty while all is well.
+  std::string failure() const { return service_->failure(); }
+  /// Collective, when no kernel uses the channels any more: waits until all that was pushed has
+  /// arrived everywhere, then stops the proxies. @throws as ProxyService::drain().
+  void close(Bootstrap& bootstrap);
+
+ private:
+  int ranks_;
+  std::shared_ptr<Device> device_;
+  std::shared_ptr<Endpoint> endpoint_;
+  std::vector<std::shared_ptr<Connection>> connections_;
+  RegisteredMemory counters_;
+  std::unique_ptr<ProxyService> service_;
+  std::vector<PortChannel> channels_;  ///< [uses, ranks]
+  std::shared_ptr<void> tables_;
+};
+
+}  // namespace mscclpp::ep
