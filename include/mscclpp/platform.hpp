@@ -103,6 +103,8 @@ class Stream {
   /// again, without running it. Blocks until the graph is ready. CUDA only.
   /// @throws Error unsupported on the CPU platform; what `enqueue` throws.
   Graph capture(const std::function<void()>& enqueue);
+  /// Whether work enqueued now is recorded into a graph instead of run. Does not block.
+  bool capturing() const noexcept;
   /// Enqueues a captured graph. Does not block.
   void launch(const Graph& graph);
   /// Runs `action` on a host thread in stream order. It must not throw, and must not call the

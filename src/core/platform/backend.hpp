@@ -45,6 +45,7 @@ class StreamBackend {
   virtual void runOnHost(std::function<void()> action) = 0;
   virtual std::shared_ptr<GraphBackend> capture(const std::function<void()>& enqueue);
   virtual void launch(const GraphBackend& graph);
+  virtual bool capturing() const noexcept { return false; }
 };
 
 std::shared_ptr<Device> makeCpuDevice();

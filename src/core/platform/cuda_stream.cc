@@ -41,9 +41,7 @@ void CudaEventPool::give(cudaEvent_t event, bool timed) noexcept {
 
 CudaEvent::CudaEvent(std::shared_ptr<CudaEventPool> pool, cudaStream_t stream, bool timed)
     : pool_(std::move(pool)), timed_(timed), event_(pool_->take(timed)) {
-  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-  static_cast<void>(cudaStreamIsCapturing(stream, &status));
-  captured_ = status != cudaStreamCaptureStatusNone;
+  captured_ = isCapturing(stream);
   const cudaError_t result = cudaEventRecord(event_, stream);
   if (result != cudaSuccess) pool_->give(event_, timed_);
   cudaTry(result, "cudaEventRecord");
@@ -86,6 +84,15 @@ double CudaEvent::elapsedMs(const EventBackend& since) const {
   float milliseconds = 0;
   cudaTry(cudaEventElapsedTime(&milliseconds, first.event_, event_), "cudaEventElapsedTime");
   return milliseconds;
+}
+
+bool isCapturing(cudaStream_t stream) noexcept {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  if (cudaStreamIsCapturing(stream, &status) != cudaSuccess) {
+    static_cast<void>(cudaGetLastError());  // must not stay behind as an error
+    return false;
+  }
+  return status != cudaStreamCaptureStatusNone;
 }
 
 CudaGraph::~CudaGraph() {

@@ -62,6 +62,9 @@ class CudaGraph final : public GraphBackend {
   cudaGraphExec_t executable_;
 };
 
+/// False also for what the driver does not let this thread ask.
+bool isCapturing(cudaStream_t stream) noexcept;
+
 class CudaStream final : public StreamBackend {
  public:
   CudaStream(std::shared_ptr<Device> device, std::shared_ptr<CudaEventPool> events,
@@ -76,6 +79,7 @@ class CudaStream final : public StreamBackend {
   void runOnHost(std::function<void()> action) override;
   std::shared_ptr<GraphBackend> capture(const std::function<void()>& enqueue) override;
   void launch(const GraphBackend& graph) override;
+  bool capturing() const noexcept override { return isCapturing(stream_); }
 
  private:
   std::shared_ptr<Device> device_;

@@ -75,6 +75,9 @@ void Stream::synchronize() {
 Graph Stream::capture(const std::function<void()>& enqueue) {
   return Graph(backend_->capture(enqueue));
 }
+bool Stream::capturing() const noexcept {
+  return backend_->capturing();
+}
 void Stream::launch(const Graph& graph) {
   check(static_cast<bool>(graph), ErrorCode::invalidArgument, "Stream::launch: the graph is null");
   backend_->launch(*graph.backend());

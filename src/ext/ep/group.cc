@@ -271,6 +271,42 @@ LowLatencyGroup Group::lowLatencyArgs() const {
   return args;
 }
 
+namespace {
+
+/// False when one of them is captured into a graph and the other is not: then there is no order
+/// between them but the one in which the graph is launched.
+bool join(Stream& waiter, Stream& other) {
+  if (waiter.capturing() != other.capturing()) return false;
+  waiter.wait(other.record(false));
+  return true;
+}
+
+}  // namespace
+
+void Group::enterComm() {
+  if (callerUsed_) {
+    Stream last = borrow(lastCaller_);
+    if (join(comm_, last)) callerUsed_ = false;
+  }
+  commUsed_ = true;
+}
+
+void Group::enterCaller(Stream& caller) {
+  if (callerUsed_ && lastCaller_ != caller.native()) {
+    Stream last = borrow(lastCaller_);
+    join(caller, last);
+  }
+  if (commUsed_ && join(caller, comm_)) commUsed_ = false;
+  lastCaller_ = caller.native();
+  callerUsed_ = true;
+}
+
+void Group::synchronize() {
+  comm_.synchronize();
+  if (callerUsed_) borrow(lastCaller_).synchronize();
+  callerUsed_ = false;
+}
+
 bool Group::inPool(const void* p) const {
   const char* at = static_cast<const char*>(p);
   return at >= heap() + plan_.pool() && at < heap() + plan_.poolEnd();
@@ -358,7 +394,7 @@ std::shared_ptr<void> Group::takeFromPool(std::size_t bytes, Stream& useOn, void
 }
 
 void Group::close() {
-  comm_.synchronize();
+  synchronize();
   pool_.drain();
   if (!broken()) bootstrap_->barrier();  // peers may still be reading or writing here
   if (ports_ && !broken()) ports_->close(*bootstrap_);

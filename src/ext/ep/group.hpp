@@ -43,6 +43,13 @@ class Group : public std::enable_shared_from_this<Group> {
   const MemoryPlan& plan() const { return plan_; }
   Device& device() const { return *device_; }
   Stream& comm() { return comm_; }
+  /// Calls of a group never run side by side: two kernels that wait for their peers could shut each
+  /// other out. These make the communication stream, or a caller's, the one that goes on; it waits
+  /// for what the group did on another.
+  void enterComm();
+  void enterCaller(Stream& caller);
+  /// Blocks until everything that the group has enqueued is done.
+  void synchronize();
   Pool& pool() { return pool_; }
   const IntranodeKernels& kernels() const { return *kernels_; }
   char* heap() const { return static_cast<char*>(heap_.get()); }
@@ -99,7 +106,10 @@ class Group : public std::enable_shared_from_this<Group> {
   Topology topology_;
   MemoryPlan plan_;
   Stream comm_, reclaim_;
-  std::mutex reclaimMutex_;  // tensors are dropped from any thread
+  bool commUsed_ = false;       ///< since a caller's stream last waited for it
+  bool callerUsed_ = false;     ///< lastCaller_ has work that comm_ has not waited for
+  void* lastCaller_ = nullptr;  ///< native; borrowed
+  std::mutex reclaimMutex_;     // tensors are dropped from any thread
   std::shared_ptr<void> heap_;
   std::vector<std::shared_ptr<void>> peers_;
   std::shared_ptr<void> heapTable_, failure_, notifyResult_;

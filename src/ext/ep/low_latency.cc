@@ -119,15 +119,16 @@ std::uint32_t shapeHash(const LowLatencyDispatchRequest& r, const DispatchDims& 
 
 /// Launches one kernel with the phase and laterSends that it is given. Keeps the memory that it
 /// needs.
-using Launch = std::function<void(Group&, LowLatencyPhase, std::uint64_t laterSends)>;
+using Launch = std::function<void(Group&, void* stream, LowLatencyPhase, std::uint64_t laterSends)>;
 
 /// Enqueues a whole call, or its send half and makes the hook for the rest.
-ReceiveHook issue(const std::shared_ptr<Group>& group, LowLatencyKind kind, bool halves,
-                  Launch launchKernel) {
+ReceiveHook issue(const std::shared_ptr<Group>& group, CallOrder& order, LowLatencyKind kind,
+                  bool halves, Launch launchKernel) {
   const char* const name =
       kind == LowLatencyKind::dispatch ? "low_latency_dispatch" : "low_latency_combine";
   const std::uint64_t number = group->lowLatencyCalls(kind).next(halves, name);
-  launchKernel(*group, halves ? LowLatencyPhase::send : LowLatencyPhase::whole, 0);
+  launchKernel(*group, order.stream().native(),
+               halves ? LowLatencyPhase::send : LowLatencyPhase::whole, 0);
   if (!halves) return {};
   return [weak = std::weak_ptr<Group>(group), kind, number, receive = std::move(launchKernel),
           pending = std::make_shared<bool>(true)](void* computeStream) {
@@ -139,9 +140,10 @@ ReceiveHook issue(const std::shared_ptr<Group>& group, LowLatencyKind kind, bool
     *pending = false;
     StreamOrder streamOrder;
     streamOrder.computeStream = computeStream;
-    CallOrder order(*alive, streamOrder);
-    receive(*alive, LowLatencyPhase::receive, alive->lowLatencyCalls(kind).received(number));
-    order.finish();
+    CallOrder now(*alive, streamOrder, CallStream::caller);
+    receive(*alive, now.stream().native(), LowLatencyPhase::receive,
+            alive->lowLatencyCalls(kind).received(number));
+    now.finish();
   };
 }
 
@@ -157,7 +159,7 @@ LowLatencyDispatchResult Buffer::lowLatencyDispatch(const LowLatencyDispatchRequ
   checkRegion(group, args.area.total(), "low_latency_dispatch");
   args.waitTotals = waitTotals(request.waitTotals, group);
 
-  CallOrder order(group, request.order);
+  CallOrder order(group, request.order, CallStream::caller);
   const auto& given = request.outputs;
   const std::int64_t perRank = dims.perRank, ranks = group.ranks();
   LowLatencyDispatchResult result;
@@ -203,13 +205,15 @@ LowLatencyDispatchResult Buffer::lowLatencyDispatch(const LowLatencyDispatchRequ
   args.expertTotals = request.expertTotals.as<std::int32_t>();
   // The outputs live as long as the hook.
   const auto launch = [args, e4m3 = request.useFp8, numSms = request.numSms, result, handle,
-                       totals = request.expertTotals, waits = request.waitTotals](
-                          Group& g, LowLatencyPhase phase, std::uint64_t laterSends) mutable {
+                       totals = request.expertTotals,
+                       waits = request.waitTotals](Group& g, void* stream, LowLatencyPhase phase,
+                                                   std::uint64_t laterSends) mutable {
     args.group.phase = phase;
     args.group.laterSends = laterSends;
-    g.lowLatencyKernels().dispatch(args, e4m3, g.lowLatencyBlocks(numSms), g.comm().native());
+    g.lowLatencyKernels().dispatch(args, e4m3, g.lowLatencyBlocks(numSms), stream);
   };
-  result.hook = issue(impl_->group, LowLatencyKind::dispatch, request.returnRecvHook, launch);
+  result.hook =
+      issue(impl_->group, order, LowLatencyKind::dispatch, request.returnRecvHook, launch);
   result.handle = LowLatencyHandle(handle);
   result.event = order.finish();
   return result;
@@ -249,7 +253,7 @@ LowLatencyCombineResult Buffer::lowLatencyCombine(const LowLatencyCombineRequest
       CombineArea::make(group.ranks(), handle.maxTokens, handle.topk, bf16Units(handle.hidden));
   checkRegion(group, args.area.total(), "low_latency_combine");
   args.waitTotals = waitTotals(request.waitTotals, group);
-  CallOrder order(group, request.order);
+  CallOrder order(group, request.order, CallStream::caller);
   LowLatencyCombineResult result;
   result.x = output(group, order, request.out, "out", DType::bf16, {tokens, handle.hidden});
   args.group = group.lowLatencyArgs();
@@ -266,13 +270,14 @@ LowLatencyCombineResult Buffer::lowLatencyCombine(const LowLatencyCombineRequest
   args.out = result.x.as<char>();
   // The hook reads topk_idx again; its memory, the handle's and the output's live as long as it.
   const auto launch = [args, numSms = request.numSms, out = result.x, idx = request.topkIdx,
-                       used = request.handle, waits = request.waitTotals](
-                          Group& g, LowLatencyPhase phase, std::uint64_t laterSends) mutable {
+                       used = request.handle,
+                       waits = request.waitTotals](Group& g, void* stream, LowLatencyPhase phase,
+                                                   std::uint64_t laterSends) mutable {
     args.group.phase = phase;
     args.group.laterSends = laterSends;
-    g.lowLatencyKernels().combine(args, g.lowLatencyBlocks(numSms), g.comm().native());
+    g.lowLatencyKernels().combine(args, g.lowLatencyBlocks(numSms), stream);
   };
-  result.hook = issue(impl_->group, LowLatencyKind::combine, request.returnRecvHook, launch);
+  result.hook = issue(impl_->group, order, LowLatencyKind::combine, request.returnRecvHook, launch);
   result.event = order.finish();
   return result;
 }
@@ -298,6 +303,7 @@ void Buffer::updateLowLatencyMask(int rank, bool masked) {
         "rank_to_mask = {} must be in 0 .. {} and not this rank ({})", rank, group.ranks() - 1,
         group.rank());
   const DeviceScope scope(group.device());
+  group.enterComm();
   group.device().fill(maskWord(group, rank), masked ? 1 : 0, 1, group.comm());
 }
 
@@ -305,6 +311,7 @@ void Buffer::cleanLowLatencyMask() {
   Group& group = impl_->alive();
   checkShrink(group);
   const DeviceScope scope(group.device());
+  group.enterComm();
   for (int r = 0; r < group.ranks(); ++r) {
     group.device().fill(maskWord(group, r), 0, sizeof(std::uint32_t), group.comm());
   }

@@ -26,7 +26,7 @@ inline Tensor viewOf(const std::shared_ptr<void>& owner, std::size_t offset, DTy
 inline Tensor ordinary(Group& group, CallOrder& order, DType dtype,
                        std::vector<std::int64_t> shape) {
   Tensor tensor = viewOf(nullptr, 0, dtype, std::move(shape), group);
-  tensor.owner = group.allocate(tensor.bytes(), group.comm(), order.owner());
+  tensor.owner = group.allocate(tensor.bytes(), order.stream(), order.owner());
   tensor.data = tensor.owner.get();
   return tensor;
 }
@@ -35,7 +35,7 @@ inline Tensor ordinary(Group& group, CallOrder& order, DType dtype,
 class TableArena {
  public:
   TableArena(Group& group, CallOrder& order, std::size_t bytes)
-      : group_(group), memory_(group.allocate(bytes, group.comm(), order.owner())) {}
+      : group_(group), memory_(group.allocate(bytes, order.stream(), order.owner())) {}
   static std::size_t bytesFor(std::int64_t elements) {
     return alignUp(static_cast<std::size_t>(elements) * 4, kTensorAlign);
   }

@@ -6,8 +6,10 @@
 #include <mscclpp/ext/ep/types.hpp>
 #include <mscclpp/platform.hpp>
 
-/// Requests and results of the low-latency calls of Buffer. All ranks make them alike: equal
-/// maxTokens, hidden, top-k, experts and options; token counts may differ.
+/// Requests and results of the low-latency calls of Buffer. A call runs on the caller's own stream
+/// unless it has asyncFinish, previousEvent or allocateOnCommStream, and then on the Buffer's. The
+/// stream must live until the Buffer has been used with another one, or is destroyed. All ranks
+/// make them alike: equal maxTokens, hidden, top-k, experts and options; token counts may differ.
 namespace mscclpp::ep {
 
 struct LowLatencyHandleState;
@@ -70,7 +72,7 @@ struct LowLatencyDispatchResult {
   Tensor recvXScales;
   Tensor recvCount;  ///< i32 [local experts]: rows that are defined, by source and token
   LowLatencyHandle handle;
-  Event event;       ///< after the call, or after its send half
+  Event event;       ///< after the call, or after its send half; null unless asyncFinish
   ReceiveHook hook;  ///< only with returnRecvHook
 };
 
@@ -87,8 +89,8 @@ struct LowLatencyCombineRequest {
 };
 
 struct LowLatencyCombineResult {
-  Tensor x;  ///< bf16 [tokens, hidden]: sum of weight * row over the selections
-  Event event;
+  Tensor x;     ///< bf16 [tokens, hidden]: sum of weight * row over the selections
+  Event event;  ///< as in the dispatch
   ReceiveHook hook;
 };
 
