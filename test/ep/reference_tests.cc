@@ -65,8 +65,8 @@ TEST(EpReference, CombineAddsBiasesThenRanksInOrderAndRoundsOnce) {
   input.bias1 = &bias;
   EXPECT_THAT(combine(input), ElementsAre(bf(0), bf(10)));
   const std::vector<std::vector<float>> weights = {{1, 2, 3, 4}, {10, 20, 30, 40}};
-  EXPECT_THAT(combineWeights(received, weights, 0, 2, 2), ElementsAre(11, 22, 3, 4));
-  EXPECT_THAT(combineWeights(received, weights, 1, 1, 2), ElementsAre(30, 40));
+  EXPECT_THAT(combineWeights({0, 2, 2, &received, &weights}), ElementsAre(11, 22, 3, 4));
+  EXPECT_THAT(combineWeights({1, 1, 2, &received, &weights}), ElementsAre(30, 40));
 }
 
 TEST(EpReference, Bf16RoundsToNearestEven) {

@@ -303,6 +303,9 @@ void expectCombine(RankContext& rank, const World& world, const CombineCase& cal
                                 y.get(), nullptr, nullptr};
   if (call.biases > 0) input.bias0 = &biases[0];
   if (call.biases > 1) input.bias1 = &biases[1];
+  std::vector<int> nodeOf;
+  for (int r = 0; r < world.ranks(); ++r) nodeOf.push_back(rank.buffer().topology().nodeOf(r));
+  input.nodeOf = &nodeOf;
   EXPECT_EQ(result.x.shape, (std::vector<std::int64_t>{tokens, call.hidden}));
   expectSame("combined x", reference::combine(input), rank.download<std::uint16_t>(result.x),
              index(call.hidden));
@@ -312,10 +315,10 @@ void expectCombine(RankContext& rank, const World& world, const CombineCase& cal
   }
   std::vector<std::vector<float>> weights;
   for (int r = 0; r < world.ranks(); ++r) weights.push_back(keyedWeights(world, call, r));
-  expectSame(
-      "combined weights",
-      reference::combineWeights(world.allReceived(), weights, me, tokens, call.weightColumns),
-      rank.download<float>(result.topkWeights), index(call.weightColumns));
+  const reference::WeightsInput weighted{me,       tokens, call.weightColumns, &world.allReceived(),
+                                         &weights, &nodeOf};
+  expectSame("combined weights", reference::combineWeights(weighted),
+             rank.download<float>(result.topkWeights), index(call.weightColumns));
 }
 
 }  // namespace mscclpp::ep::testing

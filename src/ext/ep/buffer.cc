@@ -72,18 +72,23 @@ LayoutResult Buffer::getDispatchLayout(const LayoutRequest& request) {
   const std::int64_t tokens = request.topkIdx.shape[0], ranks = group.ranks();
   LayoutResult result;
   TableArena tables(group, order,
-                    TableArena::bytesFor(ranks) + TableArena::bytesFor(request.numExperts));
+                    2 * TableArena::bytesFor(ranks) + TableArena::bytesFor(request.numExperts));
   result.numTokensPerRank = tables.i32({ranks});
+  const int nodes = group.topology().nodes();
+  if (nodes > 1) result.numTokensPerRdmaRank = tables.i32({nodes});
   result.numTokensPerExpert = tables.i32({request.numExperts});
   result.isTokenInRank = ordinary(group, order, DType::u8, {tokens, ranks});
-  for (const Tensor* counts : {&result.numTokensPerRank, &result.numTokensPerExpert}) {
-    group.device().fill(counts->data, 0, counts->bytes(), group.comm());
+  for (const Tensor* counts :
+       {&result.numTokensPerRank, &result.numTokensPerExpert, &result.numTokensPerRdmaRank}) {
+    if (*counts) group.device().fill(counts->data, 0, counts->bytes(), group.comm());
   }
   LayoutArgs args;
   args.topkIdx = request.topkIdx.as<const std::int64_t>();
   args.tokens = static_cast<int>(tokens);
   args.topk = topk;
   args.ranks = group.ranks();
+  if (nodes > 1) args.rails = group.rails();
+  args.tokensPerNode = result.numTokensPerRdmaRank.as<std::int32_t>();
   args.experts = expertArgs(request.numExperts, request.expertMap, group);
   args.tokensPerRank = result.numTokensPerRank.as<std::int32_t>();
   args.tokensPerExpert = result.numTokensPerExpert.as<std::int32_t>();

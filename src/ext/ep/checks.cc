@@ -4,6 +4,8 @@
 
 #include <mscclpp/errors.hpp>
 
+#include "internode.hpp"
+
 namespace mscclpp::ep {
 namespace {
 
@@ -111,6 +113,7 @@ void checkStaging(DispatchShape& shape, const Group& group) {
         "num_nvl_bytes "
         "(now {})",
         group.plan().stagingBytes, shape.row.bytesPerRow(), group.options().numNvlBytes);
+  checkDispatchRing(group, shape.row);
 }
 
 }  // namespace
@@ -215,6 +218,8 @@ std::uint32_t checkCombine(const CombineRequest& request, const Group& group) {
           "topk_weights is {}: top-k must be in 1 .. {}", request.topkWeights.describe(),
           CallShape::kMaxTopk);
   }
+  checkCombineRing(group, static_cast<std::uint32_t>(hidden * 2),
+                   request.topkWeights ? request.topkWeights.shape[1] : 0);
   check(request.bias0 || !request.bias1, kBad, "bias 1 is given without bias 0");
   for (const Tensor* bias : {&request.bias0, &request.bias1}) {
     if (!*bias) continue;

@@ -6,13 +6,13 @@
 #include "buffer_impl.hpp"
 #include "checks.hpp"
 #include "handle.hpp"
+#include "internode.hpp"
 #include "tensors.hpp"
 
 namespace mscclpp::ep {
 
 CombineResult Buffer::combine(const CombineRequest& request) {
   Group& group = impl_->alive();
-  group.checkOneNode("combine");
   const std::uint32_t rowBytes = checkCombine(request, group);
   const HandleState& handle = *request.handle;
   const std::int64_t topk = request.topkWeights ? request.topkWeights.shape[1] : 0;
@@ -63,6 +63,10 @@ CombineResult Buffer::combine(const CombineRequest& request) {
   for (std::uint64_t w = 0; w < waves; ++w) {
     args.tokenBegin = static_cast<int>(w * staging.tokens);
     args.tokenEnd = static_cast<int>((w + 1) * staging.tokens);
+    if (group.ports() != nullptr) {
+      combineBetweenNodes(group, args, handle, blocks);
+      continue;
+    }
     if (topk > 0) group.kernels().stageWeights(args, blocks, group.comm().native());
     group.kernels().combine(args, blocks, group.comm().native());
   }

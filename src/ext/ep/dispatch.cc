@@ -6,6 +6,7 @@
 #include "buffer_impl.hpp"
 #include "checks.hpp"
 #include "handle.hpp"
+#include "internode.hpp"
 #include "tensors.hpp"
 
 namespace mscclpp::ep {
@@ -44,7 +45,7 @@ std::shared_ptr<HandleState> notify(Group& group, const DispatchRequest& request
   TableArena tables(group, order,
                     TableArena::bytesFor(tokens * ranks) + 2 * TableArena::bytesFor(ranks) +
                         TableArena::bytesFor(ranks + 1) +
-                        TableArena::bytesFor(experts.localExperts));
+                        TableArena::bytesFor(experts.localExperts) + TableArena::bytesFor(ranks));
   handle->position = tables.i32({tokens, ranks});
   handle->sendCount = tables.i32({ranks});
   handle->sendStart = tables.i32({ranks});
@@ -52,6 +53,11 @@ std::shared_ptr<HandleState> notify(Group& group, const DispatchRequest& request
   handle->recvPerExpert = tables.i32({experts.localExperts});
   NotifyArgs args;
   args.group = group.args();
+  if (group.ports() != nullptr) {
+    args.rails = group.rails();
+    handle->railTokens = tables.i32({args.rails.ins});
+    args.railTokens = handle->railTokens.as<std::int32_t>();
+  }
   args.experts = experts;
   args.isTokenInRank = request.isTokenInRank.as<const std::uint8_t>();
   args.tokensPerExpert = request.numTokensPerExpert.as<const std::int32_t>();
@@ -73,6 +79,7 @@ std::shared_ptr<HandleState> notify(Group& group, const DispatchRequest& request
   } else {
     awaitCounts(group, *handle, args.sequence);
   }
+  if (group.ports() != nullptr) makeRailRows(group, order, *handle);
   return handle;
 }
 
@@ -156,7 +163,12 @@ class DispatchCall {
     args.window = window;
     args.signature = shape_.call.pack();
     args.rowLimit = request_.handle ? 0 : request_.numWorstTokens;
-    group_.kernels().dispatch(args, group_.blocks(request_.config.numSms), group_.comm().native());
+    args.rowLimitLater = group_.ports() != nullptr;
+    const int blocks = group_.blocks(request_.config.numSms);
+    group_.kernels().dispatch(args, blocks, group_.comm().native());
+    if (group_.ports() != nullptr) {
+      dispatchBetweenNodes(group_, args, handle_, !request_.handle, blocks);
+    }
   }
   void copyRows(const Tensor& to, const char* from, std::int64_t firstRow, std::int64_t rows,
                 std::size_t rowBytes) {
@@ -191,7 +203,6 @@ class DispatchCall {
 
 DispatchResult Buffer::dispatch(const DispatchRequest& request) {
   Group& group = impl_->alive();
-  group.checkOneNode("dispatch");
   const DispatchShape shape = checkDispatch(request, group);
   CallOrder order(group, request.order);
   DispatchResult result;

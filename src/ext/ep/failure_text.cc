@@ -24,6 +24,15 @@ constexpr WaitText kWaitTexts[] = {
     {WaitWhat::lowLatencyWeights, "low_latency_combine (weights)", "send its weights"},
     {WaitWhat::lowLatencyPartial, "low_latency_combine (rows)", "send a sum of its experts"},
 };
+/// Waits for counters that proxies add to.
+constexpr WaitText kRailTexts[] = {
+    {WaitWhat::railCounts, "dispatch (notify, between nodes)", "send its token counts"},
+    {WaitWhat::railWindows, "dispatch (entry, between nodes)", "say where its node takes rows"},
+    {WaitWhat::railRoom, "dispatch (sending between nodes)", "forward what was sent to its node"},
+    {WaitWhat::railRows, "dispatch (forwarding)", "send its tokens"},
+    {WaitWhat::railSums, "combine (between nodes)", "send its node's sums"},
+    {WaitWhat::railSumRoom, "combine (sending sums)", "take the sums that were sent to it"},
+};
 
 std::string describeWait(const FailureRecord& record, const WaitText& text) {
   const auto behind =
@@ -54,6 +63,16 @@ std::string describeFailure(const FailureRecord& record) {
   for (const WaitText& text : kWaitTexts) {
     if (text.what == what) return describeWait(record, text);
   }
+  for (const WaitText& text : kRailTexts) {
+    if (text.what != what) continue;
+    return fmt::format(
+        "EP timeout after {:.1f} s: rank {} in {} waited for rank {} of another node to {}; block "
+        "{}, "
+        "thread {}. Is rank {} alive, does it make the same calls in the same order, and do its "
+        "proxy and the network get through? The limit is timeout_seconds or MSCCLPP_EP_TIMEOUT",
+        static_cast<double>(record.waitedNs) * 1e-9, record.rank, text.phase, record.peer,
+        text.waitedFor, record.block, record.thread, record.peer);
+  }
   if (record.what == kWaitFifoRoom || record.what == kWaitFlush) {
     return fmt::format(
         "EP timeout after {:.1f} s: rank {} waited for its own proxy to {} for rank {}: the "
@@ -68,6 +87,12 @@ std::string describeFailure(const FailureRecord& record) {
       return fmt::format(
           "rank {} called {}, but rank {} called {}: all ranks must make equal calls", record.rank,
           CallShape::describe(record.expected), record.peer, CallShape::describe(record.seen));
+    case WaitWhat::railProtocol:
+      return fmt::format(
+          "rank {} got a row of call {} from rank {} of another node in call {}: all ranks must "
+          "make the same calls in the same order",
+          record.rank, static_cast<std::uint32_t>(record.seen), record.peer,
+          static_cast<std::uint32_t>(record.expected));
     case WaitWhat::lowLatencyShape:
       return fmt::format(
           "rank {} called low_latency_dispatch with other arguments than rank {}: hidden, "

@@ -45,7 +45,13 @@ constexpr CommonField kCommonFields[] = {
     {"first_epoch", &CommonOptions::firstEpoch},
 };
 
-MemoryPlan makePlan(const BufferOptions& options, int ranks) {
+/// Bytes for the rings between nodes.
+std::size_t railBudget(const BufferOptions& options) {
+  const bool own = !options.lowLatencyMode && options.numRdmaBytes > 0;
+  return own ? options.numRdmaBytes : options.numNvlBytes / 4;
+}
+
+MemoryPlan makePlan(const BufferOptions& options, int ranks, std::size_t railBytes) {
   check(options.maxExpertsPerRank >= 1, ErrorCode::invalidArgument,
         "max_experts_per_rank = {} must be at least 1", options.maxExpertsPerRank);
   check(options.stagingBytes <= options.numNvlBytes, ErrorCode::invalidArgument,
@@ -53,6 +59,7 @@ MemoryPlan makePlan(const BufferOptions& options, int ranks) {
         options.numNvlBytes);
   MemoryPlan plan;
   plan.ranks = ranks;
+  plan.railBytes = railBytes;
   plan.maxExpertsPerRank = options.maxExpertsPerRank;
   plan.stagingBytes = options.stagingBytes ? options.stagingBytes : options.numNvlBytes / 4;
   plan.poolBytes = options.numNvlBytes - plan.stagingBytes;
@@ -78,7 +85,8 @@ ErrorCode codeOf(const FailureRecord& record) {
   if (record.what >= kWaitReserved) return ErrorCode::timeout;
   const auto what = static_cast<WaitWhat>(record.what);
   const bool isWait = what <= WaitWhat::pipeline ||
-                      (what >= WaitWhat::lowLatencyRoom && what < WaitWhat::lowLatencyShape);
+                      (what >= WaitWhat::lowLatencyRoom && what < WaitWhat::lowLatencyShape) ||
+                      (what >= WaitWhat::railCounts && what < WaitWhat::railProtocol);
   return isWait ? ErrorCode::timeout : ErrorCode::invalidArgument;
 }
 
@@ -90,6 +98,14 @@ const IntranodeKernels& kernelsOf(Platform platform) {
   fail(ErrorCode::unsupported,
        "this build has no CUDA kernels; configure with MSCCLPP_USE_CUDA=ON");
 #endif
+}
+
+const InternodeKernels& internodeKernelsOf(Platform platform) {
+#if MSCCLPP_HAVE_CUDA
+  if (platform == Platform::cuda) return cuda::internodeKernels();
+#endif
+  (void)platform;
+  return cpu::internodeKernels();
 }
 
 const LowLatencyKernels& lowLatencyKernelsOf(Platform platform) {
@@ -112,7 +128,10 @@ Group::Group(std::shared_ptr<Bootstrap> bootstrap, const BufferOptions& options)
       options_(options),
       device_(Device::open(options.platform, options.deviceIndex)),
       topology_(Topology::discover(*bootstrap_, device_, options.topology)),
-      plan_(makePlan(options, bootstrap_->size())),
+      internodeKernels_(&internodeKernelsOf(options.platform)),
+      railPlan_(makeRailPlan(topology_, internodeKernels_->lanes(), options.maxExpertsPerRank,
+                             railBudget(options))),
+      plan_(makePlan(options, bootstrap_->size(), railPlan_.total())),
       pool_(plan_.pool(), plan_.poolBytes),
       kernels_(&kernelsOf(options.platform)),
       lowLatencyPlan_{bootstrap_->size(), plan_.lowLatencyBytes},
@@ -128,6 +147,7 @@ Group::Group(std::shared_ptr<Bootstrap> bootstrap, const BufferOptions& options)
   {
     const DeviceScope scope(*device_);
     kernels_->prepare();
+    if (topology_.nodes() > 1) internodeKernels_->prepare();
     if (options_.lowLatencyMode) lowLatencyKernels_->prepare();
   }
   mapPeers();
@@ -225,6 +245,7 @@ void Group::mapPeers() {
                            .heapBytes = plan_.total(),
                            .record = static_cast<FailureRecord*>(failure_.get()),
                            .timeout = std::chrono::nanoseconds(limitNanoseconds(options_))});
+    rails_ = std::make_unique<Rails>(topology_, railPlan_, *ports_, device_);
   }
   bootstrap_->barrier();  // nobody writes into a heap that is not initialised
 }

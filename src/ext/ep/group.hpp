@@ -11,10 +11,12 @@
 #include <mscclpp/platform.hpp>
 
 #include "kernels/api.cuh"
+#include "kernels/internode_api.cuh"
 #include "kernels/low_latency_api.cuh"
 #include "low_latency_calls.hpp"
 #include "pool.hpp"
 #include "port_peers.hpp"
+#include "rails.hpp"
 
 namespace mscclpp::ep {
 
@@ -40,6 +42,10 @@ class Group : public std::enable_shared_from_this<Group> {
   const Topology& topology() const { return topology_; }
   /// Null when all ranks share a node.
   const PortPeers* ports() const { return ports_.get(); }
+  /// Only when the group spans nodes.
+  const RailArgs& rails() const { return rails_->args(); }
+  const RailPlan& railPlan() const { return railPlan_; }
+  const InternodeKernels& internodeKernels() const { return *internodeKernels_; }
   const MemoryPlan& plan() const { return plan_; }
   Device& device() const { return *device_; }
   Stream& comm() { return comm_; }
@@ -104,6 +110,8 @@ class Group : public std::enable_shared_from_this<Group> {
   BufferOptions options_;
   std::shared_ptr<Device> device_;
   Topology topology_;
+  const InternodeKernels* internodeKernels_;
+  RailPlan railPlan_;
   MemoryPlan plan_;
   Stream comm_, reclaim_;
   bool commUsed_ = false;       ///< since a caller's stream last waited for it
@@ -114,6 +122,7 @@ class Group : public std::enable_shared_from_this<Group> {
   std::vector<std::shared_ptr<void>> peers_;
   std::shared_ptr<void> heapTable_, failure_, notifyResult_;
   std::unique_ptr<PortPeers> ports_;  // its proxies use what is above
+  std::unique_ptr<Rails> rails_;
   Pool pool_;
   const IntranodeKernels* kernels_ = nullptr;
   LowLatencyPlan lowLatencyPlan_;

@@ -23,6 +23,9 @@ struct HandleState {
   Tensor rankOffset;     ///< i32 [ranks + 1]
   Tensor sourceTokens;   ///< i32 [rows]
   Tensor recvPerExpert;  ///< i32 [local experts]
+  // When the group spans nodes: tokens that come through this rank.
+  Tensor railTokens;  ///< i32 [in-flows]: tokens of each source
+  Tensor railRows;  ///< i32 [in-flows, maxTokens, members]: their rows at this node's ranks, or -1
 };
 
 /// An explicit placement of experts, on host and device.

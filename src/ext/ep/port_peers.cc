@@ -19,9 +19,9 @@ PortPeers::PortPeers(Bootstrap& bootstrap, const Topology& topology, const Optio
                                 .pin = device_->platform() == Platform::cuda,
                                 .timeout = options.timeout})) {
   const auto heap = endpoint_->registerMemory({device_, options.heap, options.heapBytes});
-  const auto counters = endpoint_->registerMemory(counters_);
+  registered_ = endpoint_->registerMemory(counters_);
   const auto remoteHeaps = exchangeMemories(bootstrap, connections_, *heap);
-  const auto remoteCounters = exchangeMemories(bootstrap, connections_, *counters);
+  const auto remoteCounters = exchangeMemories(bootstrap, connections_, *registered_);
   if (options.record != nullptr) service_->watch(*options.record);
   const auto ranks = static_cast<std::size_t>(ranks_);
   channels_.resize(kPortUses * ranks);

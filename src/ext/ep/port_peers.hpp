@@ -9,27 +9,9 @@
 #include <mscclpp/port_channel.hpp>
 #include <mscclpp/topology.hpp>
 
+#include "port_words.hpp"
+
 namespace mscclpp::ep {
-
-/// Each family of kernels has its own channels: their signals are counted apart.
-enum class PortUse : std::uint32_t { lowLatencyDispatch, lowLatencyCombine, highThroughput };
-inline constexpr int kPortUses = 3;
-/// 64-bit words per source rank and use that peers may add to.
-inline constexpr int kPortWords = 16;
-
-/// Where the words of PortPeers lie in its counter memory; for host and kernels.
-struct PortWords {
-  int ranks = 1;
-  /// Of the word that `source` adds to: a byte offset, for atomicAdd.
-  constexpr std::uint64_t offset(PortUse use, int source, int word) const {
-    return ((static_cast<std::uint64_t>(use) * static_cast<std::uint64_t>(ranks) +
-             static_cast<std::uint64_t>(source)) *
-                kPortWords +
-            static_cast<std::uint64_t>(word)) *
-           sizeof(std::uint64_t);
-  }
-  constexpr std::uint64_t bytes() const { return offset(static_cast<PortUse>(kPortUses), 0, 0); }
-};
 
 /// Channels to the ranks of other nodes, served by this rank's proxies. Offsets of puts are offsets
 /// in the symmetric heap, on both sides.
@@ -65,6 +47,7 @@ class PortPeers {
   std::shared_ptr<Endpoint> endpoint_;
   std::vector<std::shared_ptr<Connection>> connections_;
   RegisteredMemory counters_;
+  std::shared_ptr<LocalMemory> registered_;  ///< the counters; peers add as long as it lives
   std::unique_ptr<ProxyService> service_;
   std::vector<PortChannel> channels_;  ///< [uses, ranks]
   std::shared_ptr<void> tables_;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <map>
 
 #include <mscclpp/errors.hpp>
 
@@ -114,41 +115,73 @@ std::vector<std::uint8_t> gatherRows(const Received& received,
   return out;
 }
 
+namespace {
+
+/// Ranks by node: the node of `rank` first, then the others in ascending order.
+std::vector<std::vector<int>> nodesFrom(const std::vector<int>* nodeOf, int rank, int ranks) {
+  std::map<int, std::vector<int>> byNode;
+  for (int r = 0; r < ranks; ++r) byNode[nodeOf ? item(*nodeOf, r) : 0].push_back(r);
+  const int own = nodeOf ? item(*nodeOf, rank) : 0;
+  std::vector<std::vector<int>> nodes = {byNode[own]};
+  for (const auto& [node, members] : byNode) {
+    if (node != own) nodes.push_back(members);
+  }
+  return nodes;
+}
+
+/// The first term is taken as it is, so that a lone -0 stays one.
+struct Sum {
+  float value = 0.0f;
+  bool started = false;
+  void add(float term) {
+    value = started ? value + term : term;
+    started = true;
+  }
+};
+
+}  // namespace
+
 std::vector<std::uint16_t> combine(const CombineInput& in) {
   std::vector<std::uint16_t> out;
   out.reserve(at(in.tokens, in.hidden, 0));
-  const auto ranks = static_cast<int>(in.received->size());
+  const auto nodes = nodesFrom(in.nodeOf, in.rank, static_cast<int>(in.received->size()));
   for (int t = 0; t < in.tokens; ++t) {
-    std::vector<const std::uint16_t*> terms;
+    std::vector<std::vector<const std::uint16_t*>> terms(nodes.size());
     for (const auto* bias : {in.bias0, in.bias1}) {
-      if (bias != nullptr) terms.push_back(bias->data() + at(t, in.hidden, 0));
+      if (bias != nullptr) terms[0].push_back(bias->data() + at(t, in.hidden, 0));
     }
-    for (int r = 0; r < ranks; ++r) {
-      const int row = item(*in.received, r).rowOf(in.rank, t);
-      if (row >= 0) terms.push_back(item(*in.y, r).data() + at(row, in.hidden, 0));
+    for (std::size_t n = 0; n < nodes.size(); ++n) {
+      for (const int r : nodes[n]) {
+        const int row = item(*in.received, r).rowOf(in.rank, t);
+        if (row >= 0) terms[n].push_back(item(*in.y, r).data() + at(row, in.hidden, 0));
+      }
     }
     for (int c = 0; c < in.hidden; ++c) {
-      float sum = 0.0f;
-      for (std::size_t i = 0; i < terms.size(); ++i) {
-        const float value = bf16ToFloat(terms[i][c]);
-        sum = i == 0 ? value : sum + value;
+      Sum sum;
+      for (std::size_t n = 0; n < nodes.size(); ++n) {
+        Sum node;
+        for (const auto* row : terms[n]) (n == 0 ? sum : node).add(bf16ToFloat(row[c]));
+        if (node.started) sum.add(bf16ToFloat(floatToBf16(node.value)));
       }
-      out.push_back(floatToBf16(sum));
+      out.push_back(floatToBf16(sum.value));
     }
   }
   return out;
 }
 
-std::vector<float> combineWeights(const std::vector<Received>& received,
-                                  const std::vector<std::vector<float>>& weights, int rank,
-                                  int tokens, int topk) {
+std::vector<float> combineWeights(const WeightsInput& in) {
   std::vector<float> out;
-  for (int t = 0; t < tokens; ++t) {
-    for (int k = 0; k < topk; ++k) {
+  const auto nodes = nodesFrom(in.nodeOf, in.rank, static_cast<int>(in.received->size()));
+  for (int t = 0; t < in.tokens; ++t) {
+    for (int k = 0; k < in.topk; ++k) {
       float sum = 0.0f;
-      for (int r = 0; r < static_cast<int>(received.size()); ++r) {
-        const int row = item(received, r).rowOf(rank, t);
-        if (row >= 0) sum += item(weights, r).at(at(row, topk, k));
+      for (std::size_t n = 0; n < nodes.size(); ++n) {
+        float node = 0.0f;
+        for (const int r : nodes[n]) {
+          const int row = item(*in.received, r).rowOf(in.rank, t);
+          if (row >= 0) (n == 0 ? sum : node) += item(*in.weights, r).at(at(row, in.topk, k));
+        }
+        if (n > 0) sum += node;
       }
       out.push_back(sum);
     }

@@ -77,14 +77,23 @@ struct CombineInput {
   const std::vector<std::vector<std::uint16_t>>* y = nullptr;  ///< [ranks] bf16 [rows, hidden]
   const std::vector<std::uint16_t>* bias0 = nullptr;           ///< optional, bf16 [tokens, hidden]
   const std::vector<std::uint16_t>* bias1 = nullptr;
+  const std::vector<int>* nodeOf = nullptr;  ///< [ranks]; null: all ranks share a node
 };
-/// bf16 [tokens, hidden]: bias0, bias1, then the rows of rank 0, 1, ... added in fp32 in this order
-/// and rounded once; +0 where nothing is added.
+/// bf16 [tokens, hidden]: bias0, bias1, then the rows of the own node's ranks, ascending, added in
+/// fp32 in this order; then the sums of the other nodes, ascending, each made the same way and
+/// rounded to bf16; rounded at the end. +0 where nothing is added.
 std::vector<std::uint16_t> combine(const CombineInput& input);
-/// f32 [tokens, topk]: the sum over ranks in ascending order, starting from +0.
-std::vector<float> combineWeights(const std::vector<Received>& received,
-                                  const std::vector<std::vector<float>>& weights, int rank,
-                                  int tokens, int topk);
+/// What combineWeights() adds for the tokens of one rank.
+struct WeightsInput {
+  int rank = 0;    ///< whose tokens
+  int tokens = 0;  ///< of that rank
+  int topk = 0;
+  const std::vector<Received>* received = nullptr;           ///< [ranks]
+  const std::vector<std::vector<float>>* weights = nullptr;  ///< [ranks] f32 [rows, topk]
+  const std::vector<int>* nodeOf = nullptr;                  ///< as in CombineInput
+};
+/// f32 [tokens, topk]: the sum over ranks in the order of combine(), from +0, nodes' sums too.
+std::vector<float> combineWeights(const WeightsInput& input);
 
 float bf16ToFloat(std::uint16_t value);
 /// Rounds to nearest even; every NaN becomes 0x7FFF.

@@ -77,9 +77,10 @@ struct LayoutRequest {
 };
 
 struct LayoutResult {
-  Tensor numTokensPerRank;    ///< i32 [ranks]
-  Tensor numTokensPerExpert;  ///< i32 [experts]
-  Tensor isTokenInRank;       ///< u8 (bool) [tokens, ranks]
+  Tensor numTokensPerRank;      ///< i32 [ranks]
+  Tensor numTokensPerRdmaRank;  ///< i32 [nodes]; absent when all ranks share a node
+  Tensor numTokensPerExpert;    ///< i32 [experts]
+  Tensor isTokenInRank;         ///< u8 (bool) [tokens, ranks]
   Event event;
 };
 

@@ -4,7 +4,9 @@
 
 #include <mscclpp/failure.hpp>
 
+#include "../plan/internode_plan.hpp"
 #include "../plan/memory_plan.hpp"
+#include "../port_words.hpp"
 
 /// The host-callable list: one Args struct and one launch function per kernel, the same for both
 /// platforms. Pointers are device pointers of the platform unless stated otherwise.
@@ -29,15 +31,46 @@ enum class WaitWhat : std::uint32_t {
   lowLatencyWeights,    ///< a peer's weights, with which it enters a combine
   lowLatencyPartial,    ///< a peer's partial sum
   lowLatencyShape,      ///< not a wait: a peer's call differs (expected, seen = hashes)
+
+  railCounts = 64,  ///< the token counts of a rank of another node
+  railWindows,      ///< a rail to say where its node takes rows
+  railRoom,         ///< a rail to forward what was sent before
+  railRows,         ///< tokens of a rank of another node
+  railSums,         ///< another node's sums
+  railSumRoom,      ///< a rank of another node to take the sums that were sent before
+  railProtocol,     ///< not a wait: a slot is not the expected one (expected, seen = headers)
 };
 
 /// What every collective kernel knows.
 struct GroupArgs {
-  char* const* heaps = nullptr;  ///< [ranks] base of every rank's heap, as mapped here
+  /// [ranks] base of every rank's heap, as mapped here; null for ranks of other nodes, which
+  /// kernels leave out wherever memory is concerned.
+  char* const* heaps = nullptr;
   MemoryPlan plan;
   int ranks = 1;
   int rank = 0;
   WaitControl wait;
+};
+
+/// One end of the way between a rank and its rail in another node.
+struct RailFlow {
+  std::int32_t peer;  ///< rank at the other end
+  std::int32_t node;  ///< its node
+  std::int32_t ring;  ///< number of the flow at the peer
+};
+
+/// How this rank reaches other nodes. Arrays are device memory.
+struct RailArgs {
+  const PortChannelHandle* channels = nullptr;  ///< [ranks]; null: there is only one node
+  const std::uint64_t* words = nullptr;         ///< this rank's counters
+  PortWords wordLayout;
+  const RailFlow* out = nullptr;  ///< flows that this rank feeds, one per other node, ascending
+  const RailFlow* in = nullptr;   ///< flows for which this rank is the rail
+  int outs = 0, ins = 0;
+  const std::int32_t* nodeRanks = nullptr;  ///< ranks, ordered by node
+  const std::int32_t* nodeFirst = nullptr;  ///< [nodes + 1] into nodeRanks
+  int node = 0, nodes = 1;
+  RailPlan plan;
 };
 
 /// Experts' hosts. With null arrays, expert e lives on rank e / perRank as its e % perRank-th.
@@ -56,9 +89,11 @@ struct LayoutArgs {
   int tokens = 0;
   int topk = 0;
   int ranks = 1;
+  RailArgs rails;
   ExpertArgs experts;
   std::int32_t* tokensPerRank = nullptr;    ///< [ranks], zeroed before
   std::int32_t* tokensPerExpert = nullptr;  ///< [experts], zeroed before
+  std::int32_t* tokensPerNode = nullptr;    ///< [nodes], zeroed before; with several nodes
   std::uint8_t* isTokenInRank = nullptr;    ///< [tokens, ranks]
   std::int64_t* invalidExpert = nullptr;    ///< LocalWords::invalidExpert
 };
@@ -78,6 +113,7 @@ struct NotifyResult {
 
 struct NotifyArgs {
   GroupArgs group;
+  RailArgs rails;
   ExpertArgs experts;
   const std::uint8_t* isTokenInRank = nullptr;    ///< [tokens, ranks]
   const std::int32_t* tokensPerExpert = nullptr;  ///< [experts]
@@ -90,6 +126,7 @@ struct NotifyArgs {
   std::int32_t* sendStart = nullptr;      ///< out [ranks]: row of my first token at that rank
   std::int32_t* rankOffset = nullptr;     ///< out [ranks + 1]: my rows by source rank
   std::int32_t* recvPerExpert = nullptr;  ///< out [local experts]
+  std::int32_t* railTokens = nullptr;     ///< out [in-flows]: tokens of each source
   NotifyResult* result = nullptr;         ///< pinned
   std::uint32_t sequence = 0;
   /// False: nobody reads `result` in time, so what is refused becomes a failure of the group.
@@ -124,6 +161,7 @@ struct DispatchArgs {
   bool bulk = true;  ///< rows are 16-byte multiples at 16-byte addresses
   /// Worst case: rows of the outputs. recvTopkIdx of unused rows becomes -1; more rows is an error.
   std::int64_t rowLimit = 0;
+  bool rowLimitLater = false;  ///< another kernel follows and reports what is beyond rowLimit
 };
 
 struct CombineArgs {

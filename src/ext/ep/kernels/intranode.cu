@@ -57,7 +57,7 @@ void launchLayout(const LayoutArgs& args, void* stream) {
   const int wanted = (args.tokens + threads - 1) / threads;
   const int blocks = wanted < 1 ? 1 : (wanted < 64 ? wanted : 64);
   launch<layoutKernel, kLayoutThreads>(
-      {asBlocks(blocks), kLayoutThreads, LayoutHistogram::bytes(args.experts.experts, args.ranks)},
+      {asBlocks(blocks), kLayoutThreads, LayoutHistogram::bytes(args)},
       static_cast<NativeStream>(stream), args);
 }
 

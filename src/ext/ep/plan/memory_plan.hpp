@@ -57,6 +57,7 @@ struct alignas(kLineBytes) LocalWords {
   std::uint32_t scanned;       ///< notify: ranks counted
   std::int64_t invalidExpert;  ///< a topk index out of range, 0 = none (0 itself never is)
   std::uint32_t broken;        ///< a kernel has given up: the next ones tell peers nothing
+  std::uint64_t notifies;      ///< finished ones
 };
 
 /// Head of a row of the counts table: what a source rank tells a receiver, followed by
@@ -74,17 +75,19 @@ struct MemoryPlan {
   std::uint64_t stagingBytes = 0;
   std::uint64_t poolBytes = 0;
   std::uint64_t lowLatencyBytes = 0;  ///< of the region that LowLatencyPlan lays out
+  std::uint64_t railBytes = 0;        ///< of the region that RailPlan lays out
 
   constexpr std::size_t localWords() const { return 0; }
   constexpr std::size_t peerBox(int peer) const {
     return sizeof(LocalWords) + static_cast<std::size_t>(peer) * sizeof(PeerBox);
   }
-  constexpr std::size_t countsRowBytes() const {
+  static constexpr std::size_t countsRowBytes(int ranks, int maxExpertsPerRank) {
     return alignUp(
         sizeof(CountsHeader) +
             (static_cast<std::size_t>(ranks) + static_cast<std::size_t>(maxExpertsPerRank)) * 4,
         kLineBytes);
   }
+  constexpr std::size_t countsRowBytes() const { return countsRowBytes(ranks, maxExpertsPerRank); }
   /// Two tables, used in turn: a rank may be one notify ahead of a reader, never two.
   constexpr std::size_t countsRow(unsigned parity, int source) const {
     return peerBox(ranks) +
@@ -102,9 +105,10 @@ struct MemoryPlan {
   }
   constexpr std::size_t poolEnd() const { return pool() + static_cast<std::size_t>(poolBytes); }
   constexpr std::size_t lowLatency() const { return alignUp(poolEnd(), kTensorAlign); }
-  constexpr std::size_t total() const {
-    return lowLatency() + static_cast<std::size_t>(lowLatencyBytes);
+  constexpr std::size_t rails() const {
+    return alignUp(lowLatency() + static_cast<std::size_t>(lowLatencyBytes), kTensorAlign);
   }
+  constexpr std::size_t total() const { return rails() + static_cast<std::size_t>(railBytes); }
 };
 
 /// Where the parts of received rows lie, relative to the window's base. `rows` is the capacity.

@@ -43,7 +43,7 @@ __device__ __forceinline__ void publishWindow(const DispatchArgs& a, int peer,
 
 __device__ inline RecvTarget awaitTarget(const DispatchArgs& a, int peer, Turn turn) {
   EntryPacket packet{};
-  if (turn.broken) return {};
+  if (turn.broken || !isMapped(a.group, peer)) return {};
   if (!awaitEntry(a.group, peer, turn.epoch, WaitWhat::dispatchEntry, a.signature, packet)) {
     return {};
   }

@@ -68,9 +68,15 @@ __device__ __forceinline__ void reportInvalidExpert(std::int64_t* word, std::int
   compareExchangeAcqRel(word, none, expert);
 }
 
+/// Ranks of other nodes have no memory here; kernels pass them over.
+__device__ __forceinline__ bool isMapped(const GroupArgs& g, int rank) {
+  return g.heaps[rank] != nullptr;
+}
+
 /// Tells `peer` where this rank's rows are. Called by one thread per peer.
 __device__ __forceinline__ void publishEntry(const GroupArgs& g, int peer,
                                              const EntryPacket& packet, std::uint32_t epoch) {
+  if (!isMapped(g, peer)) return;
   EntryPacket& box = peerBox(g, peer, g.rank).entry;
   box.staged = packet.staged;
   box.base = packet.base;
@@ -100,7 +106,8 @@ __device__ inline bool awaitEntry(const GroupArgs& g, int peer, std::uint32_t ep
 /// Tells every peer up to which epoch this rank is done. Called by one warp.
 __device__ __forceinline__ void tellDone(const GroupArgs& g, std::uint32_t epoch) {
   for (int peer = static_cast<int>(laneId()); peer < g.ranks; peer += 32) {
-    if (peer != g.rank) storeRelease(&peerBox(g, peer, g.rank).done.epoch, epoch);
+    if (peer != g.rank && isMapped(g, peer))
+      storeRelease(&peerBox(g, peer, g.rank).done.epoch, epoch);
   }
 }
 
@@ -124,7 +131,7 @@ __device__ inline void leaveGroup(const GroupArgs& g, Turn turn, WaitWhat what,
   if (finished) tellDone(g, turn.epoch);
   bool good = finished;
   for (int peer = static_cast<int>(laneId()); good && peer < g.ranks; peer += 32) {
-    if (peer == g.rank) continue;
+    if (peer == g.rank || !isMapped(g, peer)) continue;
     good = waitReached(g.wait, &peerBox(g, g.rank, peer).done.epoch, turn.epoch,
                        waitPoint(what, peer));
   }

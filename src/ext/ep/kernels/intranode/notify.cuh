@@ -1,5 +1,6 @@
 #pragma once
 
+#include "../internode/rails.cuh"
 #include "group.cuh"
 
 /// notify: gives every token its place among the rows that this rank sends to each rank, exchanges
@@ -20,11 +21,13 @@ struct CountsRow {
   std::int32_t* perRank;    ///< [ranks] tokens from this source
   std::int32_t* perExpert;  ///< [receiver's experts]
 };
-__device__ __forceinline__ CountsRow countsRow(const GroupArgs& g, int owner, unsigned parity,
-                                               int source) {
-  char* at = g.heaps[owner] + g.plan.countsRow(parity, source);
+__device__ __forceinline__ CountsRow countsRowAt(const GroupArgs& g, char* at) {
   auto* counts = reinterpret_cast<std::int32_t*>(at + sizeof(CountsHeader));
   return {reinterpret_cast<CountsHeader*>(at), counts, counts + g.ranks};
+}
+__device__ __forceinline__ CountsRow countsRow(const GroupArgs& g, int owner, unsigned parity,
+                                               int source) {
+  return countsRowAt(g, g.heaps[owner] + g.plan.countsRow(parity, source));
 }
 
 /// Exclusive scan of "token t goes to rank r" over t, a tile of blockSize() tokens at a time.
@@ -71,11 +74,40 @@ __device__ __forceinline__ int expertsOf(const ExpertArgs& e, int rank) {
   return e.listed ? e.firstOf[rank + 1] - e.firstOf[rank] : e.perRank;
 }
 
-__device__ inline void publishCounts(const NotifyArgs& a, std::uint32_t epoch) {
+/// A notify's place in the sequence. Counts have two tables, used in turn: a rank may be one notify
+/// ahead of a reader, or of its own puts, never two.
+struct NotifyTurn {
+  std::uint32_t epoch;
+  std::uint64_t number;
+  __device__ unsigned table() const { return static_cast<unsigned>(number & 1u); }
+};
+
+/// Sends `r` its row, which lies ready in this rank's heap.
+__device__ inline void putCounts(const NotifyArgs& a, int r, NotifyTurn turn) {
+  const GroupArgs& g = a.group;
+  const std::size_t counts = static_cast<std::size_t>(g.ranks + expertsOf(a.experts, r));
+  PortChannelDevice(a.rails.channels[r])
+      .put(g.wait, g.plan.countsRow(turn.table(), g.rank),
+           railOffset(g, a.rails.plan.counts(turn.table(), r)), sizeof(CountsHeader) + counts * 4);
+  addRailWord(g, a.rails, r, RailCounters::counts(), 1);
+}
+__device__ inline bool awaitCounts(const NotifyArgs& a, int source, NotifyTurn turn) {
+  const GroupArgs& g = a.group;
+  if (isMapped(g, source)) {
+    return waitReached(g.wait, &peerBox(g, g.rank, source).counts.epoch, turn.epoch,
+                       waitPoint(WaitWhat::counts, source));
+  }
+  return awaitRailWord(g, a.rails, source, RailCounters::counts(), turn.number,
+                       WaitWhat::railCounts);
+}
+
+__device__ inline void publishCounts(const NotifyArgs& a, NotifyTurn turn) {
   const GroupArgs& g = a.group;
   const int thread = static_cast<int>(threadIndex()), threads = static_cast<int>(blockSize());
   for (int r = 0; r < g.ranks; ++r) {
-    const CountsRow row = countsRow(g, r, epoch, g.rank);
+    const CountsRow row =
+        isMapped(g, r) ? countsRow(g, r, turn.table(), g.rank)
+                       : countsRowAt(g, railMemory<char>(g, a.rails.plan.counts(turn.table(), r)));
     if (thread == 0) {
       row.header->signature = a.signature;
       row.header->invalidExpert = loadLocalAcquire(&localWords(g).invalidExpert);
@@ -88,25 +120,33 @@ __device__ inline void publishCounts(const NotifyArgs& a, std::uint32_t epoch) {
   }
   syncBlock();
   for (int r = thread; r < g.ranks; r += threads) {
-    storeRelease(&peerBox(g, r, g.rank).counts.epoch, epoch);
+    if (isMapped(g, r)) {
+      storeRelease(&peerBox(g, r, g.rank).counts.epoch, turn.epoch);
+    } else {
+      putCounts(a, r, turn);
+    }
   }
 }
 
 /// Where my rows start at every rank, and how my own rows are divided among their sources.
-__device__ inline void deriveOffsets(const NotifyArgs& a, std::uint32_t epoch, bool usable) {
+__device__ inline void deriveOffsets(const NotifyArgs& a, unsigned table, bool usable) {
   const GroupArgs& g = a.group;
   const int thread = static_cast<int>(threadIndex()), threads = static_cast<int>(blockSize());
   for (int r = thread; r < g.ranks; r += threads) {
     int start = 0;
     for (int s = 0; s < g.rank && usable; ++s) {
-      start += countsRow(g, g.rank, epoch, s).perRank[r];
+      start += countsRow(g, g.rank, table, s).perRank[r];
     }
     a.sendStart[r] = start;
+  }
+  for (int f = thread; f < a.rails.ins; f += threads) {
+    a.railTokens[f] =
+        usable ? countsRow(g, g.rank, table, a.rails.in[f].peer).header->numTokens : 0;
   }
   for (int i = thread; i < a.experts.localExperts; i += threads) {
     int total = 0;
     for (int s = 0; s < g.ranks && usable; ++s) {
-      total += countsRow(g, g.rank, epoch, s).perExpert[i];
+      total += countsRow(g, g.rank, table, s).perExpert[i];
     }
     a.recvPerExpert[i] = total;
     a.result->perExpert[i] = total;
@@ -115,7 +155,7 @@ __device__ inline void deriveOffsets(const NotifyArgs& a, std::uint32_t epoch, b
     int row = 0;
     for (int s = 0; s < g.ranks; ++s) {
       a.rankOffset[s] = row;
-      if (usable) row += countsRow(g, g.rank, epoch, s).perRank[g.rank];
+      if (usable) row += countsRow(g, g.rank, table, s).perRank[g.rank];
     }
     a.rankOffset[g.ranks] = row;
     a.result->recvRows = row;
@@ -124,14 +164,14 @@ __device__ inline void deriveOffsets(const NotifyArgs& a, std::uint32_t epoch, b
 
 /// What all ranks must agree on, and what they must know of each other to plan their launches.
 /// False: the call is refused, and it is the kernel that has to say so.
-__device__ inline bool deriveLimits(const NotifyArgs& a, std::uint32_t epoch, bool usable) {
+__device__ inline bool deriveLimits(const NotifyArgs& a, unsigned table, bool usable) {
   const GroupArgs& g = a.group;
   NotifyResult& out = *a.result;
   out.badRank = -1;
   out.maxTokens = 0;
   out.maxRecvRows = 0;
   for (int s = 0; s < g.ranks && usable; ++s) {
-    const CountsHeader& header = *countsRow(g, g.rank, epoch, s).header;
+    const CountsHeader& header = *countsRow(g, g.rank, table, s).header;
     if (header.numTokens > out.maxTokens) out.maxTokens = header.numTokens;
     if (out.badRank >= 0) continue;
     if (header.signature != a.signature) {
@@ -152,7 +192,7 @@ __device__ inline bool deriveLimits(const NotifyArgs& a, std::uint32_t epoch, bo
   }
   for (int r = 0; r < g.ranks && usable; ++r) {
     int rows = 0;
-    for (int s = 0; s < g.ranks; ++s) rows += countsRow(g, g.rank, epoch, s).perRank[r];
+    for (int s = 0; s < g.ranks; ++s) rows += countsRow(g, g.rank, table, s).perRank[r];
     if (rows > out.maxRecvRows) out.maxRecvRows = rows;
   }
   return !refused;
@@ -175,26 +215,24 @@ __device__ inline void notifyKernel(const NotifyArgs& a) {
   if (threadIndex() == 0) shared.peersMissing = 0;
 
   const Turn turn = currentTurn(g);
-  const std::uint32_t epoch = turn.epoch;
+  const NotifyTurn now{turn.epoch, local.notifies + 1};
   if (!turn.broken) {
-    publishCounts(a, epoch);
+    publishCounts(a, now);
     for (int s = static_cast<int>(threadIndex()); s < g.ranks; s += static_cast<int>(blockSize())) {
-      if (!waitReached(g.wait, &peerBox(g, g.rank, s).counts.epoch, epoch,
-                       waitPoint(WaitWhat::counts, s))) {
-        fetchAddLocalRelaxed(&shared.peersMissing, 1u);
-      }
+      if (!awaitCounts(a, s, now)) fetchAddLocalRelaxed(&shared.peersMissing, 1u);
     }
   }
   syncBlock();
   const bool usable = shared.peersMissing == 0 && !turn.broken;
-  deriveOffsets(a, epoch, usable);
-  const bool good = threadIndex() != 0 || deriveLimits(a, epoch, usable);
+  deriveOffsets(a, now.table(), usable);
+  const bool good = threadIndex() != 0 || deriveLimits(a, now.table(), usable);
   syncBlock();
   if (threadIndex() == 0) {
     if (!usable || !good) local.broken = 1;
     local.scanned = 0;
     local.invalidExpert = 0;
-    storeLocalRelease(&local.epoch, epoch);
+    local.notifies = now.number;
+    storeLocalRelease(&local.epoch, turn.epoch);
     storeRelease(&a.result->sequence, a.sequence);
   }
 }

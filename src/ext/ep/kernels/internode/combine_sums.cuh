@@ -1,0 +1,138 @@
+#pragma once
+
+#include "reduce.cuh"
+
+/// The rail's side of a combine between nodes: a node's rows of a token are added in fp32, ranks in
+/// ascending order, and one row goes home.
+namespace mscclpp::ep::MSCCLPP_PLATFORM_NS {
+
+/// A warp that serves flows in turn: none of them can hold up another.
+struct SumSender {
+  const RailCombineArgs& a;
+  const NodeSource* sources;  ///< [members]
+  TermList list;              ///< room for [members]
+  std::uint32_t epoch;
+  std::uint64_t launch;
+  RailItems items;
+  int cursor = 0;
+  std::uint64_t credit = 0;  ///< lane 0: of the item in hand
+
+  __device__ const GroupArgs& group() const { return a.combine.group; }
+  __device__ std::uint64_t slots() const { return a.rails.plan.ringBytes / a.slot.bytes(); }
+  __device__ RailProgress& progressOf(int flow, int lane) const {
+    return railProgress(group(), a.rails, RailArea::combineSend, flow, lane);
+  }
+  /// Ready: there is room; for the first slot of a launch, in an empty ring.
+  __device__ ItemState stateOf(int flow, int lane) {
+    const RailProgress& progress = progressOf(flow, lane);
+    if (progress.closed == launch) return ItemState::finished;
+    credit = loadAcquire(
+        railWord(a.rails, a.rails.in[flow].peer, railCounters(a.rails).combineCredit(lane)));
+    const std::uint64_t inFlight = progress.slots - credit;
+    const bool room = progress.index == 0 ? inFlight == 0 : inFlight < slots();
+    return room ? ItemState::ready : ItemState::stuck;
+  }
+
+  __device__ const std::int32_t* rowsOf(int flow, std::int64_t token, int members) const {
+    return a.railRows + (flow * a.railStride + token) * members;
+  }
+  __device__ bool isHere(int flow, std::int64_t token, int members) const {
+    const std::int32_t* rows = rowsOf(flow, token, members);
+    for (int m = 0; m < members; ++m) {
+      if (rows[m] >= 0) return true;
+    }
+    return false;
+  }
+  __device__ void sum(char* to, int flow, std::int64_t token, int members) {
+    const CombineArgs& c = a.combine;
+    const int me = static_cast<int>(laneId()), home = a.rails.in[flow].peer;
+    const std::int32_t* rows = rowsOf(flow, token, members);
+    list.count = 0;
+    for (int base = 0; base < members; base += 32) {
+      const int m = base + me;
+      const bool has = m < members && rows[m] >= 0 && sources[m].heap != nullptr;
+      list.append(has ? rowOf(c, sources[m], home, rows[m]) : nullptr);
+    }
+    addRows(list, nullptr, nullptr, to + SumSlot::x(), c.rowBytes);
+    auto* weights = reinterpret_cast<float*>(to + a.slot.weights());
+    for (int k = me; k < c.topk; k += 32) {
+      float total = 0.0f;
+      for (int m = 0; m < members; ++m) {
+        if (rows[m] < 0 || sources[m].heap == nullptr) continue;
+        total += weightsOf(c, sources[m], home, rows[m])[k];
+      }
+      weights[k] = total;
+    }
+    if (me == 0) {
+      *reinterpret_cast<SlotHeader*>(to) = {epoch, SlotKind::row, static_cast<std::int32_t>(token),
+                                            0, c.signature};
+    }
+  }
+
+  __device__ SendRing ringOf(int flow, int lane, const RailProgress& progress) const {
+    const RailFlow& to = a.rails.in[flow];
+    const RailPlan& plan = a.rails.plan;
+    const RailCounters counters = railCounters(a.rails);
+    const std::uint64_t base = progress.slots - progress.index;
+    return {.g = group(),
+            .rails = a.rails,
+            .peer = to.peer,
+            .near = railOffset(group(), plan.ring(RailArea::combineSend, flow, lane)),
+            .far = railOffset(group(), plan.ring(RailArea::combineReceive, to.ring, lane)),
+            .credit = railWord(a.rails, to.peer, counters.combineCredit(lane)),
+            .tail = counters.combineTail(lane),
+            .room = WaitWhat::railSumRoom,
+            .slotBytes = a.slot.bytes(),
+            .slots = slots(),
+            .base = base,
+            .filled = progress.index,
+            .sent = progress.index,
+            .emptied = shuffle(credit, 0) - base};
+  }
+  /// Sends as many sums of an item as there is room for, a chunk at most.
+  __device__ void send(int flow, int lane) {
+    const CombineArgs& c = a.combine;
+    const int members = nodeSize(a.rails, a.rails.node);
+    RailProgress& progress = progressOf(flow, lane);
+    SendRing ring = ringOf(flow, lane, progress);
+    const std::int64_t known = a.railTokens[flow], end = known < c.tokenEnd ? known : c.tokenEnd;
+    const LaneTokens tokens{lane, a.rails.plan.lanes};
+    const auto first = static_cast<std::uint64_t>(tokens.firstFrom(c.tokenBegin));
+    auto i = static_cast<std::int64_t>(progress.cursor > first ? progress.cursor : first);
+    std::uint64_t room = ring.slots - (ring.filled - ring.emptied);
+    if (room > kRailChunk) room = kRailChunk;
+    while (room > 0 && tokens.at(i) < end) {
+      const std::int64_t mine = tokens.at(i + laneId());
+      unsigned votes = ballot(mine >= c.tokenBegin && mine < end && isHere(flow, mine, members));
+      i += 32;
+      for (; votes != 0 && room > 0; --room, votes &= votes - 1) {
+        char* to = ring.open();
+        if (to == nullptr) break;  // never: there is room
+        sum(to, flow, tokens.at(i - 32 + findFirstSet(votes) - 1), members);
+        ring.close();
+      }
+      if (votes != 0) i += findFirstSet(votes) - 1 - 32;
+    }
+    ring.flush(ring.slotBytes);
+    const bool ended = tokens.at(i) >= end;
+    syncWarp();  // every lane has read `progress`
+    if (laneId() == 0) {
+      progress.slots = ring.base + ring.filled;
+      progress.index = ended ? 0 : ring.filled;
+      progress.cursor = ended ? 0 : static_cast<std::uint64_t>(i);
+      if (ended) progress.closed = launch;
+    }
+  }
+  __device__ void run() {
+    while (true) {
+      const int item =
+          nextItem(group(), items, cursor, WaitWhat::railSumRoom, a.rails.in, a.rails.words,
+                   [&](int flow, int lane) { return stateOf(flow, lane); });
+      if (item < 0) return;
+      send(items.flow(item), items.lane(item));
+      syncWarp();  // lane 0 has moved the item on
+    }
+  }
+};
+
+}  // namespace mscclpp::ep::MSCCLPP_PLATFORM_NS

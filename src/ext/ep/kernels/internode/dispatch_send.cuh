@@ -1,0 +1,135 @@
+#pragma once
+
+#include "../intranode/dispatch_meta.cuh"
+#include "rails.cuh"
+
+/// The sending side of a dispatch between nodes: tokens with a row in another node are packed, in
+/// token order, and go to this rank's rail there, once.
+namespace mscclpp::ep::MSCCLPP_PLATFORM_NS {
+
+__device__ __forceinline__ DispatchSlot slotFor(const RailDispatchArgs& a, int destinationNode) {
+  DispatchSlot slot = a.slot;
+  slot.members = static_cast<std::uint32_t>(nodeSize(a.rails, destinationNode));
+  return slot;
+}
+
+/// One lane of one flow, by one warp.
+struct RailSender {
+  const RailDispatchArgs& a;
+  std::uint32_t epoch;
+  std::uint64_t launch;
+  int flowIndex;
+  int lane;
+
+  __device__ const GroupArgs& group() const { return a.dispatch.group; }
+
+  /// Where rank `r` wants the token: its row there, or -1.
+  __device__ std::int32_t rowAt(std::int64_t token, int r) const {
+    const std::int32_t position =
+        a.dispatch.position[static_cast<std::size_t>(token) * group().ranks + r];
+    return position < 0 ? -1 : a.dispatch.sendStart[r] + position;
+  }
+  /// Whether some rank of the node takes the token in this launch.
+  __device__ bool goes(std::int64_t token, const std::int32_t* ranks, int members,
+                       const RailWindow* windows) const {
+    for (int m = 0; m < members; ++m) {
+      const std::int64_t row = rowAt(token, ranks[m]);
+      if (row >= 0 && row >= windows[m].rowBegin && row - windows[m].rowBegin < windows[m].rows) {
+        return true;
+      }
+    }
+    return false;
+  }
+
+  __device__ SlotHeader header(SlotKind kind, std::int64_t token) const {
+    return {epoch, kind, static_cast<std::int32_t>(token), 0, a.dispatch.signature};
+  }
+  __device__ void pack(char* to, const DispatchSlot& slot, std::int64_t token,
+                       const std::int32_t* ranks) const {
+    const DispatchArgs& d = a.dispatch;
+    const int me = static_cast<int>(laneId());
+    if (me == 0) *reinterpret_cast<SlotHeader*>(to) = header(SlotKind::row, token);
+    auto* rows = reinterpret_cast<std::int32_t*>(to + DispatchSlot::rows());
+    for (int m = me; m < static_cast<int>(slot.members); m += 32) rows[m] = rowAt(token, ranks[m]);
+    copyRow(to + slot.x(), d.x + static_cast<std::size_t>(token) * d.rowBytes, d.rowBytes, d.bulk);
+    auto* scales = reinterpret_cast<std::uint32_t*>(to + slot.scales());
+    for (int i = me; i < d.scaleCount; i += 32) {
+      scales[i] = *reinterpret_cast<const std::uint32_t*>(scaleAt(d, static_cast<int>(token), i));
+    }
+    auto* idx = reinterpret_cast<std::int64_t*>(to + slot.topkIdx());
+    auto* weights = reinterpret_cast<float*>(to + slot.topkWeights());
+    for (int k = me; k < d.topk; k += 32) {
+      const std::size_t at = static_cast<std::size_t>(token) * d.topk + k;
+      idx[k] = d.topkIdx[at];
+      weights[k] = d.topkWeights[at];
+    }
+  }
+
+  /// Waits until the rail has said where its node takes rows, and has emptied the ring.
+  __device__ bool begin(const RailFlow& flow, const RailProgress& progress) const {
+    bool came = true;
+    if (laneId() == 0) {
+      const RailCounters counters = railCounters(a.rails);
+      came = awaitRailWord(group(), a.rails, flow.peer, RailCounters::windows(), launch,
+                           WaitWhat::railWindows) &&
+             awaitRailWord(group(), a.rails, flow.peer, counters.dispatchCredit(lane),
+                           progress.slots, WaitWhat::railRoom);
+    }
+    came = shuffle(came, 0);
+    syncWarp();
+    return came;
+  }
+  /// False: the rail did not come in time.
+  __device__ bool sendAll(SendRing& ring, const DispatchSlot& slot, const RailFlow& flow) const {
+    const std::int32_t* ranks = ranksOfNode(a.rails, flow.node);
+    const auto* windows = railMemory<const RailWindow>(group(), a.rails.plan.windows(flowIndex));
+    const LaneTokens tokens{lane, a.rails.plan.lanes};
+    for (std::int64_t i = 0; tokens.at(i) < a.dispatch.tokens; i += 32) {
+      const std::int64_t mine = tokens.at(i + laneId());
+      const bool mineGoes =
+          mine < a.dispatch.tokens && goes(mine, ranks, static_cast<int>(slot.members), windows);
+      for (unsigned votes = ballot(mineGoes); votes != 0; votes &= votes - 1) {
+        char* to = ring.open();
+        if (to == nullptr) return false;
+        pack(to, slot, tokens.at(i + findFirstSet(votes) - 1), ranks);
+        ring.close();
+      }
+    }
+    char* to = ring.open();
+    if (to == nullptr) return false;
+    if (laneId() == 0) *reinterpret_cast<SlotHeader*>(to) = header(SlotKind::end, -1);
+    ++ring.filled;
+    ring.flush(sizeof(SlotHeader));
+    return true;
+  }
+  __device__ void run() const {
+    const RailFlow flow = a.rails.out[flowIndex];
+    const RailPlan& plan = a.rails.plan;
+    const DispatchSlot slot = slotFor(a, flow.node);
+    const RailCounters counters = railCounters(a.rails);
+    RailProgress& progress =
+        railProgress(group(), a.rails, RailArea::dispatchSend, flowIndex, lane);
+    SendRing ring{.g = group(),
+                  .rails = a.rails,
+                  .peer = flow.peer,
+                  .near = railOffset(group(), plan.ring(RailArea::dispatchSend, flowIndex, lane)),
+                  .far = railOffset(group(), plan.ring(RailArea::dispatchReceive, flow.ring, lane)),
+                  .credit = railWord(a.rails, flow.peer, counters.dispatchCredit(lane)),
+                  .tail = counters.dispatchTail(lane),
+                  .room = WaitWhat::railRoom,
+                  .slotBytes = slot.bytes(),
+                  .slots = plan.ringBytes / slot.bytes(),
+                  .base = progress.slots,
+                  .filled = 0,
+                  .sent = 0,
+                  .emptied = 0};
+    if (!begin(flow, progress) || !sendAll(ring, slot, flow)) {
+      if (laneId() == 0) giveUp(group());
+      return;
+    }
+    syncWarp();  // every lane has read `progress`
+    if (laneId() == 0) progress.slots += ring.filled;
+  }
+};
+
+}  // namespace mscclpp::ep::MSCCLPP_PLATFORM_NS

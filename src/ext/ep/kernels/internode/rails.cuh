@@ -1,0 +1,218 @@
+#pragma once
+
+#include <mscclpp/port_channel_device.hpp>
+
+#include "../internode_api.cuh"
+#include "../intranode/group.cuh"
+
+/// What the kernels between nodes share: words that proxies count in, rings, the work of a warp.
+namespace mscclpp::ep::MSCCLPP_PLATFORM_NS {
+
+#if MSCCLPP_PLATFORM_CUDA
+/// Enough warps on either side of a flow to keep a NIC of 50 GB/s busy, at 2 GB/s or more each.
+inline constexpr int kRailLanes = 32;
+inline constexpr int kRailChunk = 8;  ///< slots per put
+inline constexpr int kSendWarps = 4, kForwardWarps = 4;
+inline constexpr int kSumWarps = 4, kHomeWarps = 4;
+inline constexpr int kRailUnroll = 4;  ///< 16-byte pieces that a lane has under way per row
+#else
+inline constexpr int kRailLanes = 2;
+inline constexpr int kRailChunk = 3;
+inline constexpr int kSendWarps = 1, kForwardWarps = 1;
+inline constexpr int kSumWarps = 1, kHomeWarps = 2;
+inline constexpr int kRailUnroll = 2;
+#endif
+
+/// Start of a block's shared memory.
+struct RailShared {
+  std::uint32_t lastBlock;
+};
+
+__device__ __forceinline__ std::uint64_t railOffset(const GroupArgs& g, std::size_t offset) {
+  return g.plan.rails() + offset;
+}
+/// In this rank's heap.
+template <class T>
+__device__ __forceinline__ T* railMemory(const GroupArgs& g, std::size_t offset) {
+  return reinterpret_cast<T*>(g.heaps[g.rank] + railOffset(g, offset));
+}
+__device__ __forceinline__ RailProgress& railProgress(const GroupArgs& g, const RailArgs& rails,
+                                                      RailArea area, int ring, int lane) {
+  return *railMemory<RailProgress>(g, rails.plan.progress(area, ring, lane));
+}
+__device__ __forceinline__ RailCounters railCounters(const RailArgs& rails) {
+  return {rails.plan.lanes};
+}
+__device__ __forceinline__ int nodeSize(const RailArgs& rails, int node) {
+  return rails.nodeFirst[node + 1] - rails.nodeFirst[node];
+}
+__device__ __forceinline__ const std::int32_t* ranksOfNode(const RailArgs& rails, int node) {
+  return rails.nodeRanks + rails.nodeFirst[node];
+}
+
+/// The word here that `peer` adds to.
+__device__ __forceinline__ const std::uint64_t* railWord(const RailArgs& rails, int peer,
+                                                         int word) {
+  return rails.words + rails.wordLayout.offset(PortUse::highThroughput, peer, word) / 8;
+}
+/// Adds to this rank's word at `peer`, behind everything that this thread put there before.
+__device__ __forceinline__ bool addRailWord(const GroupArgs& g, const RailArgs& rails, int peer,
+                                            int word, std::uint64_t value) {
+  return PortChannelDevice(rails.channels[peer])
+      .atomicAdd(g.wait, rails.wordLayout.offset(PortUse::highThroughput, g.rank, word),
+                 static_cast<std::int64_t>(value));
+}
+/// Waits until `peer` has counted up to `count`.
+__device__ inline bool awaitRailWord(const GroupArgs& g, const RailArgs& rails, int peer, int word,
+                                     std::uint64_t count, WaitWhat what) {
+  const std::uint64_t* at = railWord(rails, peer, word);
+  return waitUntil(
+      g.wait, [=] { return loadAcquire(at) >= count; }, waitPoint(what, peer), at);
+}
+
+/// A warp copies a row. `wide`: size and addresses are multiples of 16, else of 8.
+__device__ inline void copyRow(char* to, const char* from, std::uint32_t bytes, bool wide) {
+  if (!wide) {
+    for (std::uint32_t at = laneId() * 8; at < bytes; at += 32 * 8) {
+      *reinterpret_cast<std::uint64_t*>(to + at) =
+          *reinterpret_cast<const std::uint64_t*>(from + at);
+    }
+    return;
+  }
+  std::uint32_t at = laneId() * 16;
+  for (; at + (kRailUnroll - 1) * 512 < bytes; at += kRailUnroll * 512) {
+    Vec16 piece[kRailUnroll];
+#pragma unroll
+    for (int u = 0; u < kRailUnroll; ++u) piece[u] = load16(from + at + u * 512);
+#pragma unroll
+    for (int u = 0; u < kRailUnroll; ++u) store16(to + at + u * 512, piece[u]);
+  }
+  for (; at < bytes; at += 512) store16(to + at, load16(from + at));
+}
+
+/// The sending end of a lane, used by one warp; its members are the same on all lanes. Slots are
+/// filled in the ring of the own heap and put in runs to the same places of the peer's ring.
+struct SendRing {
+  const GroupArgs& g;
+  const RailArgs& rails;
+  int peer;
+  std::uint64_t near, far;      ///< offsets of the rings in the heaps
+  const std::uint64_t* credit;  ///< slots that the peer has emptied, ever
+  int tail;                     ///< word at the peer
+  WaitWhat room;                ///< what waiting for a free slot is reported as
+  std::uint64_t slotBytes, slots;
+  std::uint64_t base;     ///< slots before this launch
+  std::uint64_t filled;   ///< of this launch
+  std::uint64_t sent;     ///< of them
+  std::uint64_t emptied;  ///< of them, as far as known
+
+  /// Waits for a free slot. Null: there was none in time.
+  __device__ char* open() {
+    if (filled - emptied >= slots) {
+      flush(slotBytes);
+      std::uint64_t seen = 0;
+      bool came = true;
+      if (laneId() == 0) {
+        came = waitUntil(
+            g.wait,
+            [&] {
+              seen = loadAcquire(credit) - base;
+              return filled - seen < slots;
+            },
+            waitPoint(room, peer), credit);
+      }
+      emptied = shuffle(seen, 0);
+      syncWarp();  // what the peer has read may be overwritten by all lanes
+      if (!shuffle(came, 0)) return nullptr;
+    }
+    return g.heaps[g.rank] + near + filled % slots * slotBytes;
+  }
+  /// The slot is full.
+  __device__ void close() {
+    ++filled;
+    if (filled - sent == kRailChunk || filled % slots == 0) flush(slotBytes);
+  }
+  /// Puts what was filled; `lastBytes` of the last slot.
+  __device__ void flush(std::uint64_t lastBytes) {
+    if (sent == filled) return;
+    syncWarp();  // lane 0 sends what all lanes have written
+    if (laneId() == 0) {
+      const std::uint64_t at = sent % slots * slotBytes, n = filled - sent;
+      PortChannelDevice channel(rails.channels[peer]);
+      channel.put(g.wait, far + at, near + at, (n - 1) * slotBytes + lastBytes);
+      channel.atomicAdd(g.wait, rails.wordLayout.offset(PortUse::highThroughput, g.rank, tail),
+                        static_cast<std::int64_t>(n));
+    }
+    sent = filled;
+  }
+};
+
+/// Flows and lanes that a warp serves in turn: `worker` of `workers` warps of the grid.
+struct RailItems {
+  int flows, lanes, worker, workers;
+
+  __device__ int count() const {
+    const int total = flows * lanes;
+    return worker < total ? (total - worker + workers - 1) / workers : 0;
+  }
+  __device__ int flow(int i) const { return (worker + i * workers) % flows; }
+  __device__ int lane(int i) const { return (worker + i * workers) / flows; }
+};
+
+inline constexpr int kNoItemLeft = -1, kItemsLate = -2;
+
+/// Waits until one of a warp's items can go on, in turn. `state(flow, lane)` says of each whether
+/// it is finished, stuck or ready; called by lane 0. Returns its number, or one of the above, on
+/// all lanes.
+enum class ItemState { finished, stuck, ready };
+template <class State>
+__device__ int nextItem(const GroupArgs& g, const RailItems& items, int& cursor, WaitWhat what,
+                        const RailFlow* flows, const void* address, State&& state) {
+  int found = kNoItemLeft;
+  if (laneId() == 0) {
+    const int count = items.count();
+    int peer = -1;
+    for (int i = 0; i < count && peer < 0; ++i) {
+      if (state(items.flow(i), items.lane(i)) != ItemState::finished) {
+        peer = flows[items.flow(i)].peer;
+      }
+    }
+    const auto look = [&] {
+      bool all = true;
+      for (int n = 0; n < count; ++n) {
+        const int i = cursor + n < count ? cursor + n : cursor + n - count;
+        const ItemState now = state(items.flow(i), items.lane(i));
+        all = all && now == ItemState::finished;
+        if (now != ItemState::ready) continue;
+        found = i;
+        cursor = i + 1 < count ? i + 1 : 0;
+        return true;
+      }
+      return all;
+    };
+    if (!waitUntil(g.wait, look, waitPoint(what, peer), address)) {
+      found = kItemsLate;
+      giveUp(g);
+    }
+  }
+  found = shuffle(found, 0);
+  syncWarp();  // what lane 0 has acquired is there for all
+  return found;
+}
+
+/// Whether a slot is the one that this call expects; else reports it.
+__device__ inline bool checkSlot(const GroupArgs& g, const SlotHeader& header, int peer,
+                                 std::uint32_t epoch, std::uint64_t signature) {
+  if (header.epoch == epoch && header.signature == signature) return true;
+  if (laneId() == 0) {
+    if (header.epoch == epoch) {
+      reportFailure(g.wait, waitPoint(WaitWhat::shapeMismatch, peer), signature, header.signature);
+    } else {
+      reportFailure(g.wait, waitPoint(WaitWhat::railProtocol, peer), epoch, header.epoch);
+    }
+    giveUp(g);
+  }
+  return false;
+}
+
+}  // namespace mscclpp::ep::MSCCLPP_PLATFORM_NS

@@ -1,0 +1,46 @@
+#pragma once
+
+#include "api.cuh"
+
+/// Kernels of the high-throughput calls that go between nodes.
+namespace mscclpp::ep {
+
+struct RailDispatchArgs {
+  DispatchArgs dispatch;  ///< the same as of the dispatch inside the node
+  RailArgs rails;
+  DispatchSlot slot;                 ///< `members` is that of each flow's destination
+  std::int32_t* railRows = nullptr;  ///< out [in-flows, railStride, members]; null: known already
+  std::int64_t railStride = 0;       ///< tokens
+};
+
+struct RailCombineArgs {
+  CombineArgs combine;
+  RailArgs rails;
+  SumSlot slot;
+  const std::int32_t* railRows = nullptr;
+  std::int64_t railStride = 0;
+  const std::int32_t* railTokens = nullptr;
+};
+
+struct InternodeKernels {
+  void (*prepare)();
+  int (*lanes)();
+  /// Slots that a ring must hold at least.
+  int (*dispatchSlots)();
+  int (*combineSlots)();
+  /// Follows the dispatch inside the node, with the same arguments.
+  void (*dispatch)(const RailDispatchArgs&, int blocks, void* stream);
+  /// Not collective. Copies what combine reads of other ranks' tokens into the staging area: rows
+  /// unless they lie in the heap, weights if there are any.
+  void (*stage)(const RailCombineArgs&, int blocks, void* stream);
+  void (*combine)(const RailCombineArgs&, int blocks, void* stream);
+};
+
+namespace cpu {
+const InternodeKernels& internodeKernels();
+}
+namespace cuda {
+const InternodeKernels& internodeKernels();
+}
+
+}  // namespace mscclpp::ep

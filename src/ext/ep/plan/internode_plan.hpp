@@ -1,0 +1,175 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "memory_plan.hpp"
+
+/// What high-throughput calls between nodes keep in the symmetric heap, for host and kernels.
+///
+/// A rank reaches every other node by one of its ranks, its "rail" there. The pair is a flow; a
+/// flow has lanes, which share out the tokens and never wait for each other; a lane has a ring of
+/// slots at either end. docs/internode.md explains it all.
+namespace mscclpp::ep {
+
+/// Tokens that go to a lane together; lanes take turns.
+inline constexpr int kLaneTokens = 8;
+static_assert(kLaneTokens == kChunkRows, "waves of a combine begin at multiples of both");
+
+/// The tokens of one lane, ascending: the i-th of them.
+struct LaneTokens {
+  int lane = 0;
+  int lanes = 1;
+
+  constexpr std::int64_t at(std::int64_t i) const {
+    return (i / kLaneTokens * lanes + lane) * kLaneTokens + i % kLaneTokens;
+  }
+  /// No token before the one with this index is at or behind `token`.
+  constexpr std::int64_t firstFrom(std::int64_t token) const {
+    return token / kLaneTokens / lanes * kLaneTokens;
+  }
+  /// Most tokens of a lane when there are `tokens` in all.
+  static constexpr std::int64_t most(std::int64_t tokens, int lanes) {
+    const std::int64_t turn = std::int64_t{kLaneTokens} * lanes;
+    return (tokens + turn - 1) / turn * kLaneTokens;
+  }
+};
+
+/// Rings at the ends of flows. A dispatch goes from a rank to its rail, a combine comes back.
+enum class RailArea : int { dispatchSend, dispatchReceive, combineSend, combineReceive };
+inline constexpr int kRailAreas = 4;
+
+/// How far a lane's ring is, in slots since the Buffer was made: what arrived and what went are
+/// compared with it, so that no counter is ever reset. Only this rank's kernels touch it.
+struct RailProgress {
+  std::uint64_t slots;   ///< that went through
+  std::uint64_t index;   ///< of them in this launch: it begins with an empty ring, at slot 0
+  std::uint64_t cursor;  ///< combine: next token, as an index into the lane's
+  std::uint64_t closed;  ///< launches that are finished
+};
+
+/// Words that only this rank's own kernels touch.
+struct alignas(kLineBytes) RailWords {
+  std::uint64_t dispatches;  ///< finished launches
+  std::uint64_t combines;
+};
+
+/// What a rank of a rail's node takes in this launch of a dispatch: the rail tells its sources.
+struct RailWindow {
+  std::int64_t rowBegin;
+  std::int64_t rows;
+};
+
+enum class SlotKind : std::uint32_t { row = 1, end = 2 };
+
+/// First bytes of a slot.
+struct SlotHeader {
+  std::uint32_t epoch;  ///< of the call: a slot of another call is noticed
+  SlotKind kind;
+  std::int32_t token;  ///< of the source
+  std::uint32_t pad;
+  std::uint64_t signature;  ///< of the call's shape, as in EntryPacket
+};
+static_assert(sizeof(SlotHeader) == 24);
+
+/// A token on its way to a node: header, its final row at every rank of that node (i32, -1 = none),
+/// and what the receivers get.
+struct DispatchSlot {
+  std::uint32_t members = 1;  ///< ranks of the destination's node
+  std::uint64_t rowBytes = 0;
+  std::uint64_t scaleBytes = 0;
+  std::uint64_t topk = 0;
+
+  static constexpr std::size_t rows() { return sizeof(SlotHeader); }
+  constexpr std::size_t x() const { return alignUp(rows() + std::size_t{members} * 4, 16); }
+  constexpr std::size_t scales() const { return x() + alignUp(rowBytes, 16); }
+  constexpr std::size_t topkIdx() const { return scales() + alignUp(scaleBytes, 16); }
+  constexpr std::size_t topkWeights() const { return topkIdx() + topk * 8; }
+  constexpr std::size_t bytes() const { return alignUp(topkWeights() + topk * 4, kLineBytes); }
+};
+
+/// A node's sum on its way home: header, bf16 row, weights.
+struct SumSlot {
+  std::uint64_t rowBytes = 0;
+  std::uint64_t topk = 0;
+
+  static constexpr std::size_t x() { return alignUp(sizeof(SlotHeader), 16); }
+  constexpr std::size_t weights() const { return x() + alignUp(rowBytes, 16); }
+  constexpr std::size_t bytes() const { return alignUp(weights() + topk * 4, kLineBytes); }
+};
+
+struct RailPlan {
+  int ranks = 1;
+  int members = 1;  ///< most ranks of a node
+  int rings = 0;    ///< most flows, in or out, of any rank
+  int lanes = 1;
+  int maxExpertsPerRank = 0;
+  std::uint64_t ringBytes = 0;  ///< of a lane's ring, a multiple of kLineBytes
+
+  constexpr std::size_t laneAt(RailArea area, int ring, int lane) const {
+    return (static_cast<std::size_t>(area) * static_cast<std::size_t>(rings) +
+            static_cast<std::size_t>(ring)) *
+               static_cast<std::size_t>(lanes) +
+           static_cast<std::size_t>(lane);
+  }
+  constexpr std::size_t words() const { return 0; }
+  constexpr std::size_t progress(RailArea area, int ring, int lane) const {
+    return sizeof(RailWords) + laneAt(area, ring, lane) * sizeof(RailProgress);
+  }
+  /// RailWindow [members]: what the rail of out-flow `ring` has put here.
+  constexpr std::size_t windows(int ring) const {
+    return alignUp(progress(static_cast<RailArea>(kRailAreas), 0, 0), kLineBytes) +
+           static_cast<std::size_t>(ring) * windowsBytes();
+  }
+  constexpr std::size_t windowsBytes() const {
+    return alignUp(static_cast<std::size_t>(members) * sizeof(RailWindow), kLineBytes);
+  }
+  /// What this rank puts to its sources.
+  constexpr std::size_t ownWindows() const { return windows(rings); }
+  /// i32 [ranks]: first row of every source's tokens that a combine has staged.
+  constexpr std::size_t stagedBegin() const { return windows(rings + 1); }
+  /// Rows of the counts table on their way to ranks of other nodes.
+  constexpr std::size_t countsRowBytes() const {
+    return MemoryPlan::countsRowBytes(ranks, maxExpertsPerRank);
+  }
+  constexpr std::size_t counts(unsigned parity, int destination) const {
+    return stagedBegin() + alignUp(static_cast<std::size_t>(ranks) * 4, kLineBytes) +
+           (static_cast<std::size_t>(parity & 1u) * static_cast<std::size_t>(ranks) +
+            static_cast<std::size_t>(destination)) *
+               countsRowBytes();
+  }
+  constexpr std::size_t ring(RailArea area, int ring, int lane) const {
+    return alignUp(counts(0, 0) + 2 * static_cast<std::size_t>(ranks) * countsRowBytes(),
+                   kTensorAlign) +
+           laneAt(area, ring, lane) * ringBytes;
+  }
+  /// Everything before the rings: starts as zeros.
+  constexpr std::size_t head() const { return ring(RailArea::dispatchSend, 0, 0); }
+  constexpr std::size_t total() const {
+    return rings == 0 ? 0 : ring(static_cast<RailArea>(kRailAreas), 0, 0);
+  }
+  /// The largest ring when all of them together may have `bytes`.
+  static constexpr std::uint64_t ringBytesFor(std::uint64_t bytes, const RailPlan& shape) {
+    const auto rings = static_cast<std::uint64_t>(kRailAreas) *
+                       static_cast<std::uint64_t>(shape.rings) *
+                       static_cast<std::uint64_t>(shape.lanes);
+    return rings == 0 ? 0 : bytes / rings / kLineBytes * kLineBytes;
+  }
+};
+
+/// Words of PortPeers that a flow uses, per source rank.
+struct RailCounters {
+  int lanes = 1;
+
+  static constexpr int counts() { return 0; }   ///< notifies
+  static constexpr int windows() { return 1; }  ///< dispatch launches
+  constexpr int lane(int kind, int lane) const { return 2 + kind * lanes + lane; }
+  /// Slots that came in a lane, and slots that the other end has emptied.
+  constexpr int dispatchTail(int at) const { return lane(0, at); }
+  constexpr int dispatchCredit(int at) const { return lane(1, at); }
+  constexpr int combineTail(int at) const { return lane(2, at); }
+  constexpr int combineCredit(int at) const { return lane(3, at); }
+  constexpr int words() const { return lane(4, 0); }
+};
+
+}  // namespace mscclpp::ep
