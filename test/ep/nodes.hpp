@@ -47,11 +47,15 @@ inline BufferOptions nodeOptions(const NodeShape& shape, std::size_t nvlBytes = 
       shape.transport == Transport::tcp ? Transport::tcp : nodeTransports().front();
   return options;
 }
-/// Rings between nodes so small that every lane's holds `slots` slots of `slotBytes`.
-inline BufferOptions withWindow(BufferOptions options, int flows, std::size_t slots,
-                                std::size_t slotBytes) {
-  constexpr std::size_t kAreas = 4, kLanes = 2;
-  options.numRdmaBytes = slots * slotBytes * kAreas * kLanes * static_cast<std::size_t>(flows);
+/// Rings between nodes as small as calls accept: two slots of `slotBytes`, four on GPUs.
+inline BufferOptions withSmallestWindow(const NodeShape& shape, std::size_t slotBytes) {
+  const bool cpu = testPlatform() == Platform::cpu;
+  const std::size_t areas = 4, lanes = cpu ? 2 : 32, slots = cpu ? 2 : 4;
+  const int nodes = (shape.ranks + shape.perNode - 1) / shape.perNode;
+  const int last = shape.ranks - (nodes - 1) * shape.perNode;
+  const int flows = (nodes - 1) * ((shape.perNode + last - 1) / last);  // into the last node's rail
+  BufferOptions options = nodeOptions(shape);
+  options.numRdmaBytes = slots * slotBytes * areas * lanes * static_cast<std::size_t>(flows);
   return options;
 }
 
