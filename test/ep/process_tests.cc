@@ -64,14 +64,20 @@ void runUntilDeath(RankContext& rank, bool insideCall) {
   rank.buffer().checkHealth();
 }
 
-/// `limit`: milliseconds, 0 = the usual.
-BufferOptions optionsFor(int limit) {
+/// `limit`: milliseconds, 0 = the usual. A mode may end in "@ranks per node@transport".
+BufferOptions optionsFor(const std::string& mode, int limit) {
   BufferOptions options = testOptions();
   if (limit > 0) options.timeoutSeconds = limit / 1000.0;
+  const std::size_t at = mode.find('@'), second = mode.find('@', at + 1);
+  if (at != std::string::npos) {
+    options.topology.ranksPerNode = std::stoi(mode.substr(at + 1));
+    options.topology.transport = parseTransport(mode.substr(second + 1));
+  }
   return options;
 }
 
-void runMode(const std::string& mode, RankContext& rank) {
+void runMode(const std::string& modeAndNodes, RankContext& rank) {
+  const std::string mode = modeAndNodes.substr(0, modeAndNodes.find('@'));
   if (mode == "calls") {
     runCalls(rank);
     rank.sync();
@@ -87,7 +93,7 @@ int rankRole(const std::vector<std::string>& arguments) {
   const std::string error = errorOf([&] {
     const UniqueId id = UniqueId::fromString(std::getenv(kGroupVariable));
     RankContext context(std::make_shared<TcpBootstrap>(rank, ranks, id),
-                        optionsFor(std::stoi(arguments.at(3))));
+                        optionsFor(arguments.at(2), std::stoi(arguments.at(3))));
     runMode(arguments.at(2), context);
   });
   test::tellParent(error.empty() ? "ok" : error);
@@ -114,7 +120,7 @@ std::string runProcesses(int ranks, const std::string& mode, std::vector<Ending>
   }
   const auto bootstrap = std::make_shared<TcpBootstrap>(0, ranks, id);
   const std::string error = errorOf([&] {
-    RankContext context(bootstrap, optionsFor(limit));
+    RankContext context(bootstrap, optionsFor(mode, limit));
     runMode(mode, context);
   });
   endings.resize(static_cast<std::size_t>(ranks));
@@ -137,6 +143,49 @@ TEST(EpProcesses, EveryCallOnFourRanks) {
   for (std::size_t r = 1; r < endings.size(); ++r) {
     EXPECT_EQ(endings[r].said, "ok") << "rank " << r;
     EXPECT_EQ(endings[r].exitCode, 0) << "rank " << r;
+  }
+}
+
+std::string ownTransport() {
+  return testPlatform() == Platform::cuda ? "cuda_ipc" : "shm";
+}
+
+TEST(EpProcesses, EveryCallBetweenNodes) {
+  for (const std::string& nodes :
+       {"@2@" + ownTransport(), "@1@" + ownTransport(), std::string("@2@tcp")}) {
+    SCOPED_TRACE(nodes);
+    const int ranks = enoughDevices(4) ? 4 : 2;
+    if (!enoughDevices(ranks)) GTEST_SKIP() << "needs " << ranks << " GPUs";
+    std::vector<Ending> endings;
+    EXPECT_EQ(runProcesses(ranks, "calls" + nodes, endings), "");
+    for (std::size_t r = 1; r < endings.size(); ++r) {
+      EXPECT_EQ(endings[r].said, "ok") << "rank " << r;
+      EXPECT_EQ(endings[r].exitCode, 0) << "rank " << r;
+    }
+  }
+}
+
+/// A connection that breaks says so at once; a rank of the own node, or one that waits for others
+/// who wait, runs into the limit.
+TEST(EpProcesses, AKilledRankOfAnotherNodeIsNamed) {
+  if (!enoughDevices(3)) GTEST_SKIP() << "needs 3 GPUs";
+  for (const std::string mode : {"before", "inside"}) {
+    for (const std::string& nodes : {"@1@" + ownTransport(), "@2@" + ownTransport(),
+                                     std::string("@1@tcp")}) {
+      SCOPED_TRACE(mode + nodes);
+      std::vector<Ending> endings;
+      const std::string mine = runProcesses(3, mode + nodes, endings, 4000);
+      // Who saw it first may be gone, too, before the other one looks.
+      const auto names = [](const std::string& text, const char* rank) {
+        return text.find(rank) != std::string::npos;
+      };
+      const std::string& other = endings[1].said;
+      EXPECT_TRUE(names(mine, "rank 2") || names(other, "rank 2")) << mine << "\n" << other;
+      EXPECT_TRUE(names(mine, "rank 2") || names(mine, "to rank 1")) << mine;
+      EXPECT_TRUE(names(other, "rank 2") || names(other, "to rank 0")) << other;
+      EXPECT_EQ(endings[1].exitCode, 0);
+      EXPECT_EQ(endings[kVictim].exitCode, 128 + SIGKILL);
+    }
   }
 }
 
