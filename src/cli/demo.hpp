@@ -1,9 +1,11 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include <mscclpp/connection.hpp>
 #include <mscclpp/platform.hpp>
 
 #include "demo_model.hpp"
@@ -16,6 +18,7 @@ struct DemoOptions {
   std::string textPath;  ///< empty = the text that ships with the program
   std::string text;
   Platform platform = Platform::cpu;
+  std::optional<Transport> transport;  ///< between nodes; empty = the library chooses
   int sms = 20;
   int iterations = 3;
   int plantErrorRank = -1;  ///< this rank's experts make one error; -1 = none
@@ -52,6 +55,7 @@ struct DemoReport {
   std::vector<std::int64_t> expertLoad;  ///< [experts] selections, all iterations
   double phaseMs[kPhases] = {};          ///< median over the iterations of the slowest rank
   std::string device;
+  std::string transport;  ///< between nodes; empty when there is one
 };
 
 /// One rank of the demo; the printing rank prints the report. Returns an exit code.

@@ -19,6 +19,7 @@ struct DemoArguments {
   DemoOptions demo;
   RankOptions ranks;
   std::string dtype = "bf16";
+  std::string transport;
   std::string platform;
 };
 
@@ -47,6 +48,14 @@ int runDemo(DemoArguments arguments) {
         fmt::format("{} is not divisible by the {} ranks (--ranks): allowed are {}, {}, ...",
                     shape.experts, shape.ranks, shape.ranks, 2 * shape.ranks));
   }
+  if (shape.nodes > shape.ranks ||
+      (shape.ranks + shape.ranksPerNode() - 1) / shape.ranksPerNode() != shape.nodes) {
+    throw CLI::ValidationError(
+        "--nodes", fmt::format("{} ranks (--ranks) cannot make {} nodes of equal size, but for the "
+                               "last, which may be smaller",
+                               shape.ranks, shape.nodes));
+  }
+  if (!arguments.transport.empty()) arguments.demo.transport = parseTransport(arguments.transport);
   if (shape.topk > shape.experts) {
     throw CLI::ValidationError("--topk", fmt::format("{} is more than the {} experts (--experts)",
                                                      shape.topk, shape.experts));
@@ -87,6 +96,14 @@ void addDemo(CLI::App& app, const std::vector<std::string>& arguments, Action& a
       ->check(CLI::ExistingFile.description(""))
       ->type_name("FILE");
   number("--ranks", shape.ranks, 1, kMaxRanks, "Number of ranks");
+  number("--nodes", shape.nodes, 1, kMaxRanks,
+         "Nodes that the ranks play on this host: between them, proxies carry the data");
+  command
+      ->add_option("--transport", args->transport,
+                   "What carries the data between nodes: shm (cpu), cuda_ipc (cuda), tcp or verbs; "
+                   "default: MSCCLPP_EP_TRANSPORT, else the fastest there is")
+      ->check(CLI::IsMember({"shm", "cuda_ipc", "tcp", "verbs"}).description(""))
+      ->type_name("NAME");
   number("--tokens", shape.tokens, 0, kMaxTokens,
          "Tokens per rank and iteration; a token is a byte of the text");
   number("--hidden", shape.hidden, 8, kMaxHidden, "Values per token, a multiple of 8");

@@ -46,6 +46,23 @@ std::size_t at(std::int64_t row, std::int64_t columns, std::int64_t column) {
   return static_cast<std::size_t>(row * columns + column);
 }
 
+/// fp32 sums, a column each, of rows that are rounded to bf16 on their way.
+struct RowSum {
+  explicit RowSum(std::size_t columns) : value(columns, 0.0f) {}
+  std::vector<float> value;
+  bool started = false;
+
+  /// `magnitude`: how much has been rounded.
+  void addRounded(const std::vector<float>& row, std::vector<float>& magnitude) {
+    for (std::size_t c = 0; c < row.size(); ++c) {
+      magnitude[c] += std::abs(row[c]);
+      const float sent = bf16ToFloat(floatToBf16(row[c]));
+      value[c] = started ? value[c] + sent : sent;
+    }
+    started = true;
+  }
+};
+
 }  // namespace
 
 DemoModel::DemoModel(const ModelShape& shape, std::string text)
@@ -78,6 +95,7 @@ DemoModel::DemoModel(const ModelShape& shape, std::string text)
 
 LayerInput DemoModel::input(int iteration, int rank) const {
   LayerInput in;
+  in.rank = rank;
   embed(iteration, rank, in);
   if (shape_.fp8) quantise(in);
   route(in);
@@ -170,7 +188,7 @@ void DemoModel::expect(const LayerInput& in, int token, ExpectedRow& out) const 
   out.plain.assign(columns, 0.0f);
   out.bound.assign(columns, 0.0f);
   out.exact.assign(columns, 0);
-  std::vector<float> total(columns, 0.0f), partial(columns), magnitude(columns, 0.0f);
+  std::vector<float> partial(columns), magnitude(columns, 0.0f);
   const float* x = &in.seen[at(token, hidden, 0)];
   const std::int64_t* idx = &in.topkIdx[at(token, shape_.topk, 0)];
   const float* weights = &in.topkWeights[at(token, shape_.topk, 0)];
@@ -186,29 +204,34 @@ void DemoModel::expect(const LayerInput& in, int token, ExpectedRow& out) const 
   for (int k = 0; k < shape_.topk; ++k) {
     if (idx[k] >= 0) addExpert(k, out.plain);
   }
-  bool first = true;
-  for (int r = 0; r < shape_.ranks; ++r) {
+  RowSum total(columns);
+  const auto addRank = [&](int r, RowSum& sum) {
     const auto isHere = [&](int k) { return idx[k] >= 0 && idx[k] / shape_.expertsPerRank() == r; };
     std::fill(partial.begin(), partial.end(), 0.0f);
     bool any = false;
     for (int k = 0; k < shape_.topk; ++k) {
       if (isHere(k)) addExpert(k, partial), any = true;
     }
-    if (!any) continue;
-    for (std::size_t c = 0; c < columns; ++c) {
-      magnitude[c] += std::abs(partial[c]);
-      const float sent = bf16ToFloat(floatToBf16(partial[c]));  // the experts' rank rounds once
-      total[c] = first ? sent : total[c] + sent;
-    }
-    first = false;
+    if (any) sum.addRounded(partial, magnitude);  // the experts' rank rounds once
+  };
+  const int perNode = shape_.ranksPerNode(), own = in.rank / perNode;
+  const auto addNode = [&](int node, RowSum& sum) {
+    const int end = std::min((node + 1) * perNode, shape_.ranks);
+    for (int r = node * perNode; r < end; ++r) addRank(r, sum);
+  };
+  addNode(own, total);
+  for (int node = 0; node < shape_.nodes; ++node) {
+    RowSum sum(columns);
+    if (node != own) addNode(node, sum);
+    if (sum.started) total.addRounded(sum.value, magnitude);  // so does another node
   }
   for (std::size_t c = 0; c < columns; ++c) {
-    out.exact[c] = floatToBf16(total[c]);  // combine rounds once more
+    out.exact[c] = floatToBf16(total.value[c]);  // combine rounds once more
     // Experts give values in (-1, 1) and weights sum to 1: an fp32 sum of n terms is off by less
     // than n roundings of 1. The factor covers what roundings do to each other.
     const auto terms = static_cast<float>(shape_.topk + shape_.ranks);
     out.bound[c] =
-        1.01f * kBf16Rounding * (magnitude[c] + std::abs(total[c])) + terms * kFp32Rounding;
+        1.01f * kBf16Rounding * (magnitude[c] + std::abs(total.value[c])) + terms * kFp32Rounding;
   }
 }
 

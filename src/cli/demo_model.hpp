@@ -12,6 +12,7 @@ namespace mscclpp::ep::cli {
 
 struct ModelShape {
   int ranks = 4;
+  int nodes = 1;     ///< of equally many ranks; the last may have fewer
   int tokens = 256;  ///< per rank
   int hidden = 512;
   int topk = 4;
@@ -20,10 +21,12 @@ struct ModelShape {
   std::uint64_t seed = 1;
 
   int expertsPerRank() const { return experts / ranks; }
+  int ranksPerNode() const { return (ranks + nodes - 1) / nodes; }
 };
 
 /// One rank's input of one iteration.
 struct LayerInput {
+  int rank = 0;
   std::vector<std::uint16_t> x;       ///< bf16 [tokens, hidden]
   std::vector<std::uint8_t> x8;       ///< with fp8: e4m3 [tokens, hidden]
   std::vector<float> scales;          ///< with fp8: [tokens, ceil(hidden / 128)]
@@ -36,7 +39,7 @@ struct LayerInput {
 struct ExpectedRow {
   std::vector<std::uint16_t> exact;  ///< bf16, rounded wherever the library rounds
   std::vector<float> plain;          ///< fp32 sum over the choices in their order, never rounded
-  std::vector<float> bound;          ///< how far the two roundings to bf16 may move each column
+  std::vector<float> bound;          ///< how far roundings to bf16 may move each column
 };
 
 class DemoModel {

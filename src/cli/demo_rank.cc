@@ -41,6 +41,13 @@ BufferOptions bufferOptions(const DemoOptions& options, int rank) {
   out.stagingBytes = std::max(received, outputs) + kPadding;
   out.numNvlBytes = out.stagingBytes + received + outputs + kPadding;
   out.maxExpertsPerRank = shape.expertsPerRank();
+  if (shape.nodes > 1) {
+    // Some rows per lane for every node; see Config::rdmaBufferSizeHint().
+    constexpr std::size_t kRows = 4 * 32 * 8;
+    out.numRdmaBytes = kRows * ranks * (static_cast<std::size_t>(shape.hidden) * 2 + 2048);
+    out.topology.ranksPerNode = shape.ranksPerNode();
+    out.topology.transport = options.transport;
+  }
   return out;
 }
 
@@ -254,6 +261,8 @@ DemoReport DemoRank::gather() {
   context_.bootstrap->allGather(report.ranks);
   report.expertLoad = expertLoad_;
   report.device = device_.device().describe();
+  const auto transport = buffer_->topology().transport();
+  if (transport) report.transport = toString(*transport);
   for (std::size_t p = 0; p < kPhases; ++p) {
     std::vector<double> slowest;
     for (const auto& iteration : phaseMs_) {

@@ -21,13 +21,15 @@ double mb(std::int64_t bytes) {
 std::string header(const DemoOptions& options, const DemoReport& report, bool processes) {
   const ModelShape& s = options.shape;
   return fmt::format(
-      "mscclpp-ep demo: {} rank{} as {} on {} ({})\n"
+      "mscclpp-ep demo: {} rank{}{} as {} on {} ({})\n"
       "  {} tokens per rank and iteration, hidden {}, top-{} of {} experts ({} per rank), {}, {} "
       "iteration{}\n"
       "  text: {}, {} bytes{}\n\n",
-      s.ranks, s.ranks == 1 ? "" : "s", processes ? "processes" : "threads",
-      toString(options.platform), report.device, grouped(s.tokens), s.hidden, s.topk, s.experts,
-      s.expertsPerRank(), s.fp8 ? "fp8 (e4m3, one scale per 128)" : "bf16", options.iterations,
+      s.ranks, s.ranks == 1 ? "" : "s",
+      s.nodes > 1 ? fmt::format(" on {} nodes ({} between them)", s.nodes, report.transport) : "",
+      processes ? "processes" : "threads", toString(options.platform), report.device,
+      grouped(s.tokens), s.hidden, s.topk, s.experts, s.expertsPerRank(),
+      s.fp8 ? "fp8 (e4m3, one scale per 128)" : "bf16", options.iterations,
       options.iterations == 1 ? "" : "s",
       options.textPath.empty() ? "built in (data/demo.txt)" : options.textPath,
       grouped(static_cast<std::int64_t>(options.text.size())),
@@ -159,8 +161,8 @@ std::string formatReport(const DemoOptions& options, const DemoReport& report, b
   return out +
          fmt::format(
              "OK: {} values equal the single-process reference bit for bit; largest error against "
-             "plain fp32 {:.2g}, {:.0f} % of what two roundings to bf16 may cause\n",
-             grouped(checked), largest, share * 100);
+             "plain fp32 {:.2g}, {:.0f} % of what {} roundings to bf16 may cause\n",
+             grouped(checked), largest, share * 100, options.shape.nodes > 1 ? "three" : "two");
 }
 
 }  // namespace mscclpp::ep::cli

@@ -17,6 +17,7 @@
 
 namespace {
 
+using ::testing::AllOf;
 using ::testing::ContainsRegex;
 using ::testing::HasSubstr;
 using ::testing::Not;
@@ -93,6 +94,15 @@ INSTANTIATE_TEST_SUITE_P(All, Demo,
                                               instance.param.processes ? "Processes" : "Threads");
                          });
 
+TEST(Demo, RanksPlayNodes) {
+  for (const char* nodes : {"--ranks 2 --nodes 2", "--ranks 4 --nodes 2 --dtype fp8",
+                            "--ranks 4 --nodes 2 --transport tcp --processes"}) {
+    const Ran ran = run(fmt::format("{} {}", kSmall, nodes));
+    EXPECT_EQ(ran.code, 0) << ran.output;
+    EXPECT_THAT(ran.output, AllOf(HasSubstr("on 2 nodes ("), HasSubstr("OK: ")));
+  }
+}
+
 TEST(DemoInput, ZeroTokens) {
   for (const char* more : {"", " --dtype fp8", " --processes"}) {
     const Ran ran = run(fmt::format(
@@ -134,6 +144,9 @@ TEST(BadOptions, AreRefusedWithWhatIsAllowed) {
       {"dance", "dance"},
       {"demo --ranks 0", "1 (to|-) 64"},
       {"demo --ranks two", "two"},
+      {"demo --ranks 4 --nodes 5", "4 ranks .* cannot make 5 nodes"},
+      {"demo --ranks 4 --nodes 3 --experts 12", "4 ranks .* cannot make 3 nodes"},
+      {"demo --nodes 2 --transport pigeon", "shm,cuda_ipc,tcp,verbs"},
       {"demo --ranks", "--ranks"},
       {"demo --ranks 65", "1 (to|-) 64"},
       {"demo --tokens -1", "0 (to|-) 1048576"},

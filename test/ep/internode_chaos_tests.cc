@@ -76,8 +76,7 @@ TEST(EpNodeChaos, DispatchesAndCombines) {
       Outcome& mine = got[static_cast<std::size_t>(rank.rank())];
       expectDispatch(rank, a, sendA, mine.sent[0]);
       expectDispatch(rank, b, sendB, mine.sent[1]);
-      expectDispatch(rank, a, {.id = 6, .hidden = 64, .handle = mine.sent[0].handle},
-                     mine.sent[2]);
+      expectDispatch(rank, a, {.id = 6, .hidden = 64, .handle = mine.sent[0].handle}, mine.sent[2]);
       expectCombine(rank, b, backB, mine.combined[0]);
       expectCombine(rank, a, backA, mine.combined[1]);
       expectCombine(rank, b, backB, mine.combined[2]);

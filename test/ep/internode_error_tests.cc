@@ -57,8 +57,8 @@ void callUntil(RankContext& rank, const World& world, Missing missing, bool abse
 TEST(EpNodeErrors, AMissingRankIsNamed) {
   const World world = smallWorld(4);
   for (const Transport transport : {Transport::shm, Transport::tcp}) {
-    for (const Missing missing : {Missing::dispatch, Missing::worstDispatch,
-                                  Missing::cachedDispatch, Missing::combine}) {
+    for (const Missing missing :
+         {Missing::dispatch, Missing::worstDispatch, Missing::cachedDispatch, Missing::combine}) {
       SCOPED_TRACE(static_cast<int>(missing));
       const auto wanted = [](std::size_t rank, const std::string& text) {
         if (rank == 3) return true;
@@ -68,11 +68,13 @@ TEST(EpNodeErrors, AMissingRankIsNamed) {
       expectAtSomeLimit(milliseconds(500), "EP timeout after", wanted, [&](milliseconds limit) {
         std::latch ended(3);
         return tryRanks(
-            4, [&](int) { return optionsWith({4, 2, transport}, limit); },
+            4,
+            [&](int) {
+              return optionsWith({4, 2, transport}, limit);
+            },
             [&](RankContext& rank) {
               const bool absent = rank.rank() == 3;
-              const std::string error =
-                  errorOf([&] { callUntil(rank, world, missing, absent); });
+              const std::string error = errorOf([&] { callUntil(rank, world, missing, absent); });
               if (!absent) ended.count_down();
               ended.wait();  // until then everybody's proxies go on
               if (!error.empty()) {
@@ -89,9 +91,7 @@ TEST(EpNodeErrors, UnequalDispatchesAreRefusedOnAllRanks) {
   const World world = smallWorld(4);
   const auto errors = tryRanks(
       4, [](int) { return nodeOptions(kTwoByTwo); },
-      [&](RankContext& rank) {
-        dispatch(rank, world, {.hidden = rank.rank() < 2 ? 16 : 24});
-      });
+      [&](RankContext& rank) { dispatch(rank, world, {.hidden = rank.rank() < 2 ? 16 : 24}); });
   for (const std::string& error : errors) {
     EXPECT_THAT(error, AllOf(StartsWith("invalidArgument: "), HasSubstr("equal calls"),
                              HasSubstr("hidden=16"), HasSubstr("hidden=24")));

@@ -113,7 +113,9 @@ TEST_P(EpNodeOrder, ChainedPairs) {
   }
   int worst = 1;
   for (const auto& world : worlds) worst = std::max({worst, world->maxRows(), world->maxTokens()});
-  runRanks(shape_.ranks, nodeOptions(shape_, 1 << 18), [&](RankContext& rank) {
+  BufferOptions options = nodeOptions(shape_, 1 << 18);
+  options.numRdmaBytes = std::size_t{1} << 20;
+  runRanks(shape_.ranks, options, [&](RankContext& rank) {
     struct Kept {
       DispatchCase send;
       CombineCase back;

@@ -170,8 +170,8 @@ TEST(EpProcesses, EveryCallBetweenNodes) {
 TEST(EpProcesses, AKilledRankOfAnotherNodeIsNamed) {
   if (!enoughDevices(3)) GTEST_SKIP() << "needs 3 GPUs";
   for (const std::string mode : {"before", "inside"}) {
-    for (const std::string& nodes : {"@1@" + ownTransport(), "@2@" + ownTransport(),
-                                     std::string("@1@tcp")}) {
+    for (const std::string& nodes :
+         {"@1@" + ownTransport(), "@2@" + ownTransport(), std::string("@1@tcp")}) {
       SCOPED_TRACE(mode + nodes);
       std::vector<Ending> endings;
       const std::string mine = runProcesses(3, mode + nodes, endings, 4000);

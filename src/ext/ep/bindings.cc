@@ -4,9 +4,12 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
+#include <string>
 #include <utility>
 #include <vector>
 
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
@@ -121,6 +124,7 @@ void bindRequests(nb::module_& m) {
       .def_rw("order", &LayoutRequest::order);
   nb::class_<LayoutResult>(m, "LayoutResult")
       .def_ro("num_tokens_per_rank", &LayoutResult::numTokensPerRank)
+      .def_ro("num_tokens_per_rdma_rank", &LayoutResult::numTokensPerRdmaRank)
       .def_ro("num_tokens_per_expert", &LayoutResult::numTokensPerExpert)
       .def_ro("is_token_in_rank", &LayoutResult::isTokenInRank)
       .def_ro("event", &LayoutResult::event, kOnItsOwn);
@@ -131,6 +135,7 @@ void bindRequests(nb::module_& m) {
       .def_rw("handle", &DispatchRequest::handle)
       .def_rw("is_token_in_rank", &DispatchRequest::isTokenInRank)
       .def_rw("num_tokens_per_rank", &DispatchRequest::numTokensPerRank)
+      .def_rw("num_tokens_per_rdma_rank", &DispatchRequest::numTokensPerRdmaRank)
       .def_rw("num_tokens_per_expert", &DispatchRequest::numTokensPerExpert)
       .def_rw("topk_idx", &DispatchRequest::topkIdx)
       .def_rw("topk_weights", &DispatchRequest::topkWeights)
@@ -175,7 +180,22 @@ void bindBuffer(nb::module_& m) {
       .def_rw("staging_bytes", &BufferOptions::stagingBytes)
       .def_rw("max_experts_per_rank", &BufferOptions::maxExpertsPerRank)
       .def_rw("timeout_seconds", &BufferOptions::timeoutSeconds)
-      .def_rw("first_epoch", &BufferOptions::firstEpoch);
+      .def_rw("first_epoch", &BufferOptions::firstEpoch)
+      .def_prop_rw(
+          "ranks_per_node", [](const BufferOptions& o) { return o.topology.ranksPerNode; },
+          [](BufferOptions& o, std::optional<int> n) { o.topology.ranksPerNode = n; },
+          nb::for_setter(nb::arg().none()))
+      .def_prop_rw(
+          "transport",
+          [](const BufferOptions& o) {
+            return o.topology.transport
+                       ? std::optional(std::string(toString(*o.topology.transport)))
+                       : std::nullopt;
+          },
+          [](BufferOptions& o, const std::optional<std::string>& name) {
+            o.topology.transport = name ? std::optional(parseTransport(*name)) : std::nullopt;
+          },
+          nb::for_setter(nb::arg().none()));
   using Self = const PythonBuffer&;
   nb::class_<PythonBuffer> buffer(m, "Buffer");
   bindLowLatencyCalls(buffer);

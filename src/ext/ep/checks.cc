@@ -71,6 +71,10 @@ void checkRouting(const DispatchRequest& request, DispatchShape& shape, const Gr
     checkTensor(request.numTokensPerRank, "num_tokens_per_rank", DType::i32, {group.ranks()},
                 group);
   }
+  if (request.numTokensPerRdmaRank) {
+    checkTensor(request.numTokensPerRdmaRank, "num_tokens_per_rdma_rank", DType::i32,
+                {group.topology().nodes()}, group);
+  }
   shape.experts = static_cast<int>(request.numTokensPerExpert.shape[0]);
   checkExperts(shape.experts, request.expertMap, group);
   check(static_cast<bool>(request.topkIdx) == static_cast<bool>(request.topkWeights), kBad,

@@ -65,8 +65,11 @@ std::size_t Config::nvlBufferSizeHint(std::size_t hiddenBytes, int ranks) const 
 std::size_t Config::rdmaBufferSizeHint(std::size_t hiddenBytes, int ranks) const {
   validate();
   check(ranks >= 1, ErrorCode::invalidArgument, "ranks = {} must be at least 1", ranks);
-  (void)hiddenBytes;
-  return 0;  // all peers are reached through memory channels
+  // As in deep_ep, 8 ranks or fewer are taken for one node, where no rank needs the network.
+  constexpr std::size_t kRanksPerNode = 8, kAreas = 4, kLanes = 32, kSlots = 8;
+  const std::size_t nodes = (static_cast<std::size_t>(ranks) + kRanksPerNode - 1) / kRanksPerNode;
+  const std::size_t slotBytes = (hiddenBytes + 1024 + 127) / 128 * 128;
+  return kAreas * kLanes * kSlots * slotBytes * (nodes - 1);
 }
 
 void Config::validate() const {

@@ -52,6 +52,8 @@ struct BufferOptions {
   int deviceIndex = 0;
   /// Peer-mapped bytes for staging and for the pool that outputs are taken from. 0: no dispatch.
   std::size_t numNvlBytes = 0;
+  /// Bytes for what is on its way between nodes, 0 = a quarter of numNvlBytes; of no use when all
+  /// ranks share a node. With lowLatencyMode:
   std::size_t numRdmaBytes = 0;
   /// numRdmaBytes become the region of the low-latency calls; see lowLatencySizeHint().
   bool lowLatencyMode = false;
@@ -90,11 +92,12 @@ struct DispatchRequest {
   /// Set: the routing of an earlier dispatch is used again, without any host synchronisation, and
   /// the routing arguments below must be absent.
   DispatchHandle handle;
-  Tensor isTokenInRank;       ///< u8 [tokens, ranks]
-  Tensor numTokensPerRank;    ///< i32 [ranks]; checked for shape only (recomputed)
-  Tensor numTokensPerExpert;  ///< i32 [experts]
-  Tensor topkIdx;             ///< optional: i64 [tokens, topk]
-  Tensor topkWeights;         ///< with topkIdx: f32 [tokens, topk]
+  Tensor isTokenInRank;         ///< u8 [tokens, ranks]
+  Tensor numTokensPerRank;      ///< i32 [ranks]; checked for shape only (recomputed)
+  Tensor numTokensPerRdmaRank;  ///< i32 [nodes]; likewise
+  Tensor numTokensPerExpert;    ///< i32 [experts]
+  Tensor topkIdx;               ///< optional: i64 [tokens, topk]
+  Tensor topkWeights;           ///< with topkIdx: f32 [tokens, topk]
   ExpertMap expertMap;
   int expertAlignment = 1;
   /// > 0: no host synchronisation; outputs have this many rows, unused rows of recvTopkIdx are -1.
@@ -127,7 +130,9 @@ struct CombineRequest {
 };
 
 struct CombineResult {
-  Tensor x;            ///< bf16 [tokens, hidden]: fp32 sum over ranks in ascending order
+  /// bf16 [tokens, hidden]: fp32 sum over the own node's ranks in ascending order, then over other
+  /// nodes; a sum that another node has made is a bf16 row.
+  Tensor x;
   Tensor topkWeights;  ///< f32 [tokens, topk] when weights were given
   Event event;
 };

@@ -95,7 +95,8 @@ struct Config {
   /// Bytes for BufferOptions::numNvlBytes. Larger keeps more outputs in the peer-mapped pool;
   /// smaller costs staging copies, never correctness.
   std::size_t nvlBufferSizeHint(std::size_t hiddenBytes, int ranks) const;
-  /// Bytes for BufferOptions::numRdmaBytes. 0 while no port channels are needed.
+  /// Bytes for BufferOptions::numRdmaBytes: rings of 8 rows per lane and node, for nodes of 8
+  /// ranks; 0 for 8 ranks or fewer. More lets faster ranks run further ahead.
   std::size_t rdmaBufferSizeHint(std::size_t hiddenBytes, int ranks) const;
   /// Refuses values outside their ranges (ErrorCode::invalidArgument).
   void validate() const;

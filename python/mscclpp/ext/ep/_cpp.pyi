@@ -106,6 +106,7 @@ class LayoutRequest:
 
 class LayoutResult:
     num_tokens_per_rank: Tensor
+    num_tokens_per_rdma_rank: Tensor
     num_tokens_per_expert: Tensor
     is_token_in_rank: Tensor
     event: Event
@@ -116,6 +117,7 @@ class DispatchRequest:
     handle: DispatchHandle
     is_token_in_rank: Tensor
     num_tokens_per_rank: Tensor
+    num_tokens_per_rdma_rank: Tensor
     num_tokens_per_expert: Tensor
     topk_idx: Tensor
     topk_weights: Tensor
@@ -210,6 +212,8 @@ class BufferOptions:
     max_experts_per_rank: int
     timeout_seconds: float
     first_epoch: int
+    ranks_per_node: Optional[int]
+    transport: Optional[str]
 
 class Buffer:
     def __init__(self, bootstrap: Bootstrap, options: BufferOptions) -> None: ...

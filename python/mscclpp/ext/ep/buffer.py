@@ -10,7 +10,7 @@ from . import _cpp
 from .bootstrap import join
 from .calls import InFlight, Inputs, pair, set_routing, stream_order
 from .config import Config, combine_config, dispatch_config
-from .errors import EpInvalidArgument, EpUnsupported
+from .errors import EpInvalidArgument
 from .event import EventHandle, EventOverlap
 from .handle import DispatchHandle, native_handle
 from .low_latency import LowLatencyCalls
@@ -61,6 +61,8 @@ class Buffer(LowLatencyCalls, PoolTensors, NotYet):
         bootstrap: Optional[_cpp.Bootstrap] = None,
         staging_bytes: int = 0,
         max_experts_per_rank: int = 1024,
+        ranks_per_node: Optional[int] = None,
+        transport: Optional[str] = None,
     ) -> None:
         """Collective. Allocates the memory that peers map, and loads every kernel.
 
@@ -70,7 +72,9 @@ class Buffer(LowLatencyCalls, PoolTensors, NotYet):
                 from; must be equal on all ranks. See Config.get_nvl_buffer_size_hint. More keeps
                 more tensors in the pool, less costs copies, never correctness.
             num_rdma_bytes: with low_latency_mode, peer-mapped bytes of the low-latency calls: see
-                get_low_latency_rdma_size_hint; equal on all ranks. Else of no use on one host.
+                get_low_latency_rdma_size_hint; else bytes for what is on its way between nodes, see
+                Config.get_rdma_buffer_size_hint (0 = a quarter of num_nvl_bytes). Equal on all
+                ranks; of no use when all share a node.
             low_latency_mode: whether the low-latency calls may be made, beside the others.
             enable_shrink: low-latency calls mask a rank that is late and go on without it.
             num_qps_per_rank, allow_nvlink_for_low_latency_mode, allow_mnnvl, use_fabric: accepted
@@ -85,6 +89,10 @@ class Buffer(LowLatencyCalls, PoolTensors, NotYet):
             bootstrap: a Bootstrap of the C++ module, instead of group or comm.
             staging_bytes: the part of num_nvl_bytes kept for staging; 0 = a quarter.
             max_experts_per_rank: at most so many experts on one rank.
+            ranks_per_node: so many consecutive ranks make a node; None = MSCCLPP_EP_RANKS_PER_NODE,
+                else the ranks of a host do. A host may play several nodes.
+            transport: what carries data between nodes: "shm", "cuda_ipc", "tcp" or "verbs"; None =
+                MSCCLPP_EP_TRANSPORT, else the best that every rank has.
 
         Raises:
             EpInvalidArgument, EpUnsupported, EpTimeout, EpOutOfMemory, EpCudaError.
@@ -96,6 +104,7 @@ class Buffer(LowLatencyCalls, PoolTensors, NotYet):
         options = buffer_options(
             self._place, num_nvl_bytes, num_rdma_bytes, staging_bytes, max_experts_per_rank, timeout
         )
+        options.ranks_per_node, options.transport = ranks_per_node, transport
         options.low_latency_mode = bool(low_latency_mode)
         options.enable_shrink = bool(enable_shrink)
         limit = 100.0 if timeout is None else float(timeout)
@@ -204,7 +213,7 @@ class Buffer(LowLatencyCalls, PoolTensors, NotYet):
 
         Returns:
             num_tokens_per_rank: `[num_ranks]` int32.
-            num_tokens_per_rdma_rank: None.
+            num_tokens_per_rdma_rank: `[num_nodes]` int32; None when all ranks share a node.
             num_tokens_per_expert: `[num_experts]` int32.
             is_token_in_rank: `[num_tokens, num_ranks]` bool.
             event: after the work; empty unless async_finish.
@@ -222,7 +231,7 @@ class Buffer(LowLatencyCalls, PoolTensors, NotYet):
         event = self._finish(result.event, async_finish, inputs)
         return (
             to_torch(result.num_tokens_per_rank),
-            None,
+            to_torch_if_any(result.num_tokens_per_rdma_rank),
             to_torch(result.num_tokens_per_expert),
             to_torch(result.is_token_in_rank, torch.bool),
             event,
@@ -262,8 +271,8 @@ class Buffer(LowLatencyCalls, PoolTensors, NotYet):
                 its scales, `[num_tokens, ceil(hidden / 128)]` float32 (or packed int32), any strides.
             handle: the routing of an earlier dispatch, used again; the routing arguments are then
                 left out.
-            num_tokens_per_rank, is_token_in_rank, num_tokens_per_expert: from get_dispatch_layout.
-            num_tokens_per_rdma_rank: None, always.
+            num_tokens_per_rank, num_tokens_per_rdma_rank, is_token_in_rank, num_tokens_per_expert:
+                from get_dispatch_layout.
             topk_idx, topk_weights: `[num_tokens, num_topk]` int64 and float32; both or neither.
             expert_alignment: num_recv_tokens_per_expert_list is rounded up to multiples of this.
             num_worst_tokens: > 0: no host synchronisation; outputs have this many rows, and
@@ -290,12 +299,11 @@ class Buffer(LowLatencyCalls, PoolTensors, NotYet):
             event: after the work; empty unless async_finish.
         """
         runtime = self._alive()
-        if num_tokens_per_rdma_rank is not None:
-            raise EpUnsupported(
-                "num_tokens_per_rdma_rank is set: dispatch between nodes does not exist yet; "
-                "get_dispatch_layout returns None for it"
-            )
         request, inputs = _cpp.DispatchRequest(), Inputs()
+        if num_tokens_per_rdma_rank is not None:
+            request.num_tokens_per_rdma_rank = inputs.add(
+                "num_tokens_per_rdma_rank", num_tokens_per_rdma_rank
+            )
         values, x_scales = pair(x)
         request.x = inputs.add("x", values)
         if x_scales is not None:
@@ -353,7 +361,8 @@ class Buffer(LowLatencyCalls, PoolTensors, NotYet):
     ) -> Tuple[torch.Tensor, Optional[torch.Tensor], EventOverlap]:
         """Brings rows back to the tokens' ranks and adds them there, in float32, in ascending order
         of the ranks, without weights. Collective, does not block (on the CPU, only when async_finish
-        is set).
+        is set). Rows of another node are added there, in the same way, and come as one bfloat16 row;
+        such sums follow the own node's rows, nodes ascending.
 
         Arguments:
             x: `[num_recv_tokens, hidden]` bfloat16: the experts' output in the order of recv_x. A

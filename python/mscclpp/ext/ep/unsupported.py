@@ -1,4 +1,4 @@
-"""deep_ep's calls that do not exist here yet: named, so that callers get a clear answer."""
+"""deep_ep's calls that do not exist here: named, so that callers get a clear answer."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ class NotYet:
     """Every method raises EpUnsupported, which is a NotImplementedError."""
 
     def internode_dispatch(self, *args: Any, **kwargs: Any) -> Any:
-        raise EpUnsupported("internode_dispatch: dispatch between nodes does not exist yet")
+        raise EpUnsupported("internode_dispatch: call dispatch, which goes between nodes by itself")
 
     def internode_combine(self, *args: Any, **kwargs: Any) -> Any:
-        raise EpUnsupported("internode_combine: combine between nodes does not exist yet")
+        raise EpUnsupported("internode_combine: call combine, which goes between nodes by itself")

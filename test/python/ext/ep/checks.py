@@ -53,13 +53,10 @@ class World:
         ]
 
     def combined(self, rank: int, bias=()) -> torch.Tensor:
-        tokens = self.shape.tokens[rank]
-        return reference.combine(self.outputs, self.received, rank, tokens, bias)
+        return reference.combine(self.shape, self.outputs, self.received, rank, bias)
 
     def combined_weights(self, rank: int) -> torch.Tensor:
-        return reference.combine_weights(
-            self.received, rank, self.shape.tokens[rank], self.shape.topk
-        )
+        return reference.combine_weights(self.shape, self.received, rank)
 
     def check_layout(self, rank: int, layout: tuple) -> None:
         sent = self.inputs[rank]
@@ -67,7 +64,12 @@ class World:
         chosen = sent.topk_idx[sent.topk_idx >= 0]
         per_expert = torch.bincount(chosen, minlength=self.shape.experts).int()
         same("num_tokens_per_rank", layout[0], in_rank.sum(0).int())
-        assert layout[1] is None
+        per_node = self.shape.ranks_per_node
+        if per_node in (0, self.shape.ranks):
+            assert layout[1] is None
+        else:
+            in_node = torch.stack([part.any(1) for part in in_rank.split(per_node, 1)], 1)
+            same("num_tokens_per_rdma_rank", layout[1], in_node.sum(0).int())
         same("num_tokens_per_expert", layout[2], per_expert)
         same("is_token_in_rank", layout[3], in_rank)
 

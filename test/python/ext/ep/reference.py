@@ -15,6 +15,7 @@ class Shape:
     fp8: bool = False
     missing: float = 0.0  # share of top-k entries that are -1
     skew: float = 0.0  # 0 = uniform; towards 1, the first experts get nearly everything
+    ranks_per_node: int = 0  # 0 = all share a node
 
     @property
     def ranks(self) -> int:
@@ -124,24 +125,48 @@ def experts(received_x, scales, topk_weights, rank: int) -> torch.Tensor:
     return (x * factor).bfloat16()
 
 
+def nodes_of(shape: Shape, rank: int) -> List[List[int]]:
+    """Ranks by node, the node of `rank` first, then ascending."""
+    per_node = shape.ranks_per_node or shape.ranks
+    ranks = list(range(shape.ranks))
+    nodes = [ranks[i : i + per_node] for i in range(0, shape.ranks, per_node)]
+    own = nodes.pop(rank // per_node)
+    return [own, *nodes]
+
+
 def combine(
-    outputs: List[torch.Tensor], received: List[Received], me: int, tokens: int, bias=()
+    shape: Shape, outputs: List[torch.Tensor], received: List[Received], me: int, bias=()
 ) -> torch.Tensor:
-    """float32: the biases, then the ranks in ascending order; rounded once."""
-    total = torch.zeros(tokens, outputs[0].size(1))
+    """float32: the biases, then the own node's ranks in ascending order, then the sums of the other
+    nodes, each made the same way and rounded to bfloat16; rounded at the end."""
+
+    def add(total: torch.Tensor, rank: int) -> None:
+        got = received[rank]
+        mine = got.source_rank == me
+        total[got.source_token[mine]] += outputs[rank][mine].float()
+
+    total = torch.zeros(shape.tokens[me], outputs[0].size(1))
     for term in bias:
         total += term.float()
-    for output, got in zip(outputs, received):
-        mine = got.source_rank == me
-        total[got.source_token[mine]] += output[mine].float()
+    own, *others = nodes_of(shape, me)
+    for rank in own:
+        add(total, rank)
+    for node in others:
+        part = torch.zeros_like(total)
+        for rank in node:
+            add(part, rank)
+        total += part.bfloat16().float()
     return total.bfloat16()
 
 
-def combine_weights(received: List[Received], me: int, tokens: int, topk: int) -> torch.Tensor:
-    total = torch.zeros(tokens, topk)
-    for got in received:
-        mine = got.source_rank == me
-        total[got.source_token[mine]] += got.topk_weights[mine]
+def combine_weights(shape: Shape, received: List[Received], me: int) -> torch.Tensor:
+    total = torch.zeros(shape.tokens[me], shape.topk)
+    for node in nodes_of(shape, me):
+        part = torch.zeros_like(total)
+        for rank in node:
+            mine = received[rank].source_rank == me
+            part[received[rank].source_token[mine]] += received[rank].topk_weights[mine]
+        total += part
     return total
 
 

@@ -59,7 +59,10 @@ BAD_DISPATCH = {
         {"num_tokens_per_rank": lambda t: t.repeat(2)},
         r"num_tokens_per_rank is i32\[2\]: its shape must be \[1\]",
     ),
-    "rdma": ({"num_tokens_per_rdma_rank": torch.zeros(1)}, r"between nodes does not exist yet"),
+    "rdma": (
+        {"num_tokens_per_rdma_rank": torch.zeros(1)},
+        r"num_tokens_per_rdma_rank is f32\[1\]: its dtype must be i32",
+    ),
     "alignment": ({"expert_alignment": 0}, r"expert_alignment = 0 must be at least 1"),
     "worst": ({"num_worst_tokens": 11}, r"x has 12 tokens, more than num_worst_tokens = 11"),
     "worst-negative": ({"num_worst_tokens": -1}, r"num_worst_tokens = -1"),
