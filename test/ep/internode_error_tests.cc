@@ -98,26 +98,36 @@ TEST(EpNodeErrors, UnequalDispatchesAreRefusedOnAllRanks) {
   }
 }
 
-/// Without counts, the first row of the other node tells.
+/// Without counts, the first row of the other node tells. Who has been told gives up, perhaps
+/// before it has sent a row itself: then the other one waits in vain, for it.
 TEST(EpNodeErrors, UnequalCachedDispatchesAndCombinesAreNoticed) {
   const World world({.ranks = 2, .tokens = {40}, .topk = 2, .experts = 4});
   for (const bool combining : {false, true}) {
-    const auto errors = tryRanks(
-        2, [](int) { return nodeOptions(kTwoByOne); },
+    std::latch ended(2);
+    std::string errors[2];
+    tryRanks(
+        2, [](int) { return optionsWith(kTwoByOne, milliseconds(4000)); },
         [&](RankContext& rank) {
           const DispatchResult sent = dispatch(rank, world, {.hidden = 16});
           const int hidden = rank.rank() == 0 ? 16 : 48;
-          if (combining) {
-            combine(rank, world, {.hidden = hidden}, sent.handle);
-          } else {
-            dispatch(rank, world, {.hidden = hidden, .handle = sent.handle});
-          }
-          rank.sync();
-          rank.buffer().checkHealth();
+          errors[rank.rank()] = errorOf([&] {
+            if (combining) {
+              combine(rank, world, {.hidden = hidden}, sent.handle);
+            } else {
+              dispatch(rank, world, {.hidden = hidden, .handle = sent.handle});
+            }
+            rank.sync();
+            rank.buffer().checkHealth();
+          });
+          ended.arrive_and_wait();                      // until then both sides' proxies go on
+          throw Error(ErrorCode::peerFailure, "done");  // nobody waits in destroy()
         });
-    for (const std::string& error : errors) {
-      EXPECT_THAT(error, AllOf(StartsWith("invalidArgument: "), HasSubstr("equal calls"),
-                               HasSubstr("hidden=16"), HasSubstr("hidden=48")));
+    const auto told = AllOf(StartsWith("invalidArgument: "), HasSubstr("equal calls"),
+                            HasSubstr("hidden=16"), HasSubstr("hidden=48"));
+    EXPECT_THAT(errors, ::testing::Contains(told));
+    for (int r = 0; r < 2; ++r) {
+      const std::string other = "waited for rank " + std::to_string(1 - r);
+      EXPECT_THAT(errors[r], AnyOf(told, AllOf(StartsWith("timeout: "), HasSubstr(other))));
     }
   }
 }

@@ -101,14 +101,40 @@ void sendThereAndBack(RankContext& rank) {
   }
 }
 
-TEST(EpLarge, MoreThan2To31Elements) {
+void moreThan2To31Elements(int ranksPerNode) {
   if (testPlatform() != Platform::cpu) GTEST_SKIP() << "the input lies in host memory";
   const std::size_t needed = std::size_t{6} << 30;
   if (availableBytes() < needed) GTEST_SKIP() << "needs 6 GB of free memory";
   static_assert(kTokens * kHidden > std::int64_t{1} << 31);
   BufferOptions options = testOptions(std::size_t{256} << 20);
   options.timeoutSeconds = 0;  // rank 1 waits all the time that rank 0 needs to write 4 GB
+  options.topology = {.ranksPerNode = ranksPerNode, .transport = Transport::shm};
   runRanks(2, options, sendThereAndBack);
+}
+TEST(EpLarge, MoreThan2To31Elements) {
+  moreThan2To31Elements(2);
+}
+TEST(EpLarge, MoreThan2To31ElementsBetweenNodes) {
+  moreThan2To31Elements(1);
+}
+
+/// Rings between nodes that begin behind 4 GiB of the heap. Most of their pages are never touched.
+TEST(EpLarge, RingsBehindFourGiB) {
+  if (testPlatform() != Platform::cpu) GTEST_SKIP() << "memory that nobody touches costs nothing";
+  const World world({.ranks = 3, .tokens = {40, 7}, .topk = 2, .experts = 6});
+  for (const Transport transport : {Transport::shm, Transport::tcp}) {
+    SCOPED_TRACE(toString(transport));
+    BufferOptions options = testOptions();
+    options.numRdmaBytes = std::size_t{12} << 30;
+    options.topology = {.ranksPerNode = 1, .transport = transport};
+    runRanks(3, options, [&](RankContext& rank) {
+      const DispatchCase send{.hidden = 64};
+      const CombineCase back{.hidden = 64, .inPool = false};
+      const DispatchResult sent = dispatch(rank, world, send);
+      expectDispatch(rank, world, send, sent);
+      expectCombine(rank, world, back, combine(rank, world, back, sent.handle));
+    });
+  }
 }
 
 }  // namespace

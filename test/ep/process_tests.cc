@@ -55,7 +55,10 @@ void runUntilDeath(RankContext& rank, bool insideCall) {
   const World world = layerWorld(rank.ranks());
   const DispatchCase send{.hidden = 64, .worst = 600};
   const CombineCase back{.hidden = 64};
-  expectCombine(rank, world, back, combine(rank, world, back, dispatch(rank, world, send).handle));
+  const CombineResult good = combine(rank, world, back, dispatch(rank, world, send).handle);
+  rank.sync();
+  rank.buffer().checkHealth();  // between nodes the victim may be gone before its rows are here
+  expectCombine(rank, world, back, good);
   if (rank.rank() == kVictim && !insideCall) raise(SIGKILL);
   const DispatchResult sent = dispatch(rank, world, send);
   if (rank.rank() == kVictim) raise(SIGKILL);
@@ -78,7 +81,13 @@ BufferOptions optionsFor(const std::string& mode, int limit) {
 
 void runMode(const std::string& modeAndNodes, RankContext& rank) {
   const std::string mode = modeAndNodes.substr(0, modeAndNodes.find('@'));
-  if (mode == "calls") {
+  if (mode == "calls" || mode == "hosts") {
+    if (mode == "hosts") {
+      const Topology& topology = rank.buffer().topology();
+      EXPECT_EQ(topology.nodes(), 2);
+      EXPECT_NE(topology.nodeOf(0), topology.nodeOf(1));
+      EXPECT_EQ(topology.transport(), Transport::tcp);
+    }
     runCalls(rank);
     rank.sync();
     rank.buffer().destroy();
@@ -107,16 +116,18 @@ struct Ending {
 };
 
 /// Runs a group and returns rank 0's error; the children's endings, by rank, in `endings`.
+/// `otherHost`: odd ranks say that they run on another host.
 std::string runProcesses(int ranks, const std::string& mode, std::vector<Ending>& endings,
-                         int limit = 0) {
+                         int limit = 0, bool otherHost = false) {
   const UniqueId id = TcpBootstrap::createUniqueId("127.0.0.1");
   std::vector<Child> children;
   for (int r = 1; r < ranks; ++r) {
-    children.emplace_back(
-        "ep_rank",
-        std::vector<std::string>{std::to_string(r), std::to_string(ranks), mode,
-                                 std::to_string(limit)},
-        std::vector<std::string>{std::string(kGroupVariable) + "=" + id.toString()});
+    std::vector<std::string> variables = {std::string(kGroupVariable) + "=" + id.toString()};
+    if (otherHost && r % 2 == 1) variables.emplace_back("MSCCLPP_HOST_ID=another");
+    children.emplace_back("ep_rank",
+                          std::vector<std::string>{std::to_string(r), std::to_string(ranks), mode,
+                                                   std::to_string(limit)},
+                          variables);
   }
   const auto bootstrap = std::make_shared<TcpBootstrap>(0, ranks, id);
   const std::string error = errorOf([&] {
@@ -158,6 +169,20 @@ TEST(EpProcesses, EveryCallBetweenNodes) {
     if (!enoughDevices(ranks)) GTEST_SKIP() << "needs " << ranks << " GPUs";
     std::vector<Ending> endings;
     EXPECT_EQ(runProcesses(ranks, "calls" + nodes, endings), "");
+    for (std::size_t r = 1; r < endings.size(); ++r) {
+      EXPECT_EQ(endings[r].said, "ok") << "rank " << r;
+      EXPECT_EQ(endings[r].exitCode, 0) << "rank " << r;
+    }
+  }
+}
+
+/// Nodes are found from the hosts, whose ranks alternate; only tcp goes from one to the other.
+TEST(EpProcesses, EveryCallBetweenHosts) {
+  if (!enoughDevices(4)) GTEST_SKIP() << "needs 4 GPUs";
+  for (const int ranks : {2, 4, 5}) {
+    if (!enoughDevices(ranks)) break;
+    std::vector<Ending> endings;
+    EXPECT_EQ(runProcesses(ranks, "hosts", endings, 0, true), "");
     for (std::size_t r = 1; r < endings.size(); ++r) {
       EXPECT_EQ(endings[r].said, "ok") << "rank " << r;
       EXPECT_EQ(endings[r].exitCode, 0) << "rank " << r;

@@ -11,6 +11,8 @@
 #include <mscclpp/env.hpp>
 #include <mscclpp/errors.hpp>
 
+#include "platform_kernels.hpp"
+
 namespace mscclpp::ep {
 namespace {
 
@@ -88,32 +90,6 @@ ErrorCode codeOf(const FailureRecord& record) {
                       (what >= WaitWhat::lowLatencyRoom && what < WaitWhat::lowLatencyShape) ||
                       (what >= WaitWhat::railCounts && what < WaitWhat::railProtocol);
   return isWait ? ErrorCode::timeout : ErrorCode::invalidArgument;
-}
-
-const IntranodeKernels& kernelsOf(Platform platform) {
-  if (platform == Platform::cpu) return cpu::intranodeKernels();
-#if MSCCLPP_HAVE_CUDA
-  return cuda::intranodeKernels();
-#else
-  fail(ErrorCode::unsupported,
-       "this build has no CUDA kernels; configure with MSCCLPP_USE_CUDA=ON");
-#endif
-}
-
-const InternodeKernels& internodeKernelsOf(Platform platform) {
-#if MSCCLPP_HAVE_CUDA
-  if (platform == Platform::cuda) return cuda::internodeKernels();
-#endif
-  (void)platform;
-  return cpu::internodeKernels();
-}
-
-const LowLatencyKernels& lowLatencyKernelsOf(Platform platform) {
-#if MSCCLPP_HAVE_CUDA
-  if (platform == Platform::cuda) return cuda::lowLatencyKernels();
-#endif
-  (void)platform;
-  return cpu::lowLatencyKernels();
 }
 
 std::uint64_t nextGroupId() {

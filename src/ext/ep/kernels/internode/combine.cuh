@@ -17,6 +17,7 @@ struct RailCombineView {
     std::uint64_t before;  ///< slots of this launch before the tokens in hand
     std::uint32_t here;    ///< which of the 32 tokens in hand have a slot
     std::uint32_t owed;    ///< the team's first warp: emptied and not told yet
+    std::uint64_t came;    ///< slots that were seen to have come, ever
   };
   constexpr std::size_t sourcesAt() const { return alignUp(sizeof(RailShared), 128); }
   constexpr std::size_t listsAt() const {
@@ -75,13 +76,17 @@ struct HomeWarp {
   /// The slot of token number `bit` in hand in a flow, once it is there. Null: it did not come.
   __device__ const char* awaitSlot(int flow, std::int64_t token, int bit) const {
     const RailFlow& from = a.rails.out[flow];
-    const RailCombineView::Flow& known = flows[flow];
+    RailCombineView::Flow& known = flows[flow];
     const std::uint64_t index =
         known.before + static_cast<std::uint64_t>(popCount(known.here & ((1u << bit) - 1)));
-    if (!awaitRailWord(group(), a.rails, from.peer, railCounters(a.rails).combineTail(lane),
-                       progressOf(flow).slots + index + 1, WaitWhat::railSums)) {
-      giveUp(group());
-      return nullptr;
+    const std::uint64_t needed = progressOf(flow).slots + index + 1;
+    const int tail = railCounters(a.rails).combineTail(lane);
+    if (known.came < needed) {
+      if (!awaitRailWord(group(), a.rails, from.peer, tail, needed, WaitWhat::railSums)) {
+        giveUp(group());
+        return nullptr;
+      }
+      known.came = loadAcquire(railWord(a.rails, from.peer, tail));
     }
     const char* slot =
         railMemory<const char>(group(), a.rails.plan.ring(RailArea::combineReceive, flow, lane)) +
