@@ -1,5 +1,6 @@
 """The mutants: every synchronisation in the kernels, left out or weakened. tools/mutation.py runs them."""
 
+import collections
 import dataclasses
 import re
 
@@ -8,6 +9,7 @@ import lint
 ROOT = lint.ROOT
 SOURCES = re.compile(
     r"^src/ext/ep/kernels/.*\.(cuh|cu)$|^include/mscclpp/[a-z_]+_device\.hpp$"
+    r"|^include/mscclpp/device/cpu/line\.hpp$"
     r"|^src/core/proxy/(fifo|proxy_thread)\.cc$|^src/core/transport/shm/"
 )
 SWITCH = "include/mscclpp/mutation_switch.hpp"
@@ -64,14 +66,13 @@ def split_call(code, open_paren):
 
 
 # Calls that are left out where they are statements, and what stands for them where they are values.
+# Not fenceMbarrierInit() and fenceProxyAsyncGlobal(): they are empty on the CPU platform.
 DROPPED = {
     "syncBlock": None,
     "syncWarp": None,
     "syncBarrier": None,
     "arriveBarrier": None,
-    "fenceMbarrierInit": None,
     "fenceProxyAsyncShared": None,
-    "fenceProxyAsyncGlobal": None,
     "bulkWait": None,
     "bulkWaitRead": None,
     "arrive": None,
@@ -80,6 +81,11 @@ DROPPED = {
     "waitUntil": "true",
     "storeRelease": None,
     "storeLocalRelease": None,
+    "pushLine": None,
+    "pullLine": "true",
+    "awaitTail": "true",
+    "awaitRoom": "true",
+    "awaitIdLines": "true",
 }
 WEAKENED = {
     "storeRelease": "storeRelaxed",
@@ -87,6 +93,7 @@ WEAKENED = {
     "storeReleasePair": "storeRelaxedPair",
     "loadAcquire": "loadRelaxed",
     "loadLocalAcquire": "loadRelaxed",
+    "loadPermission": "loadRelaxed",
     "fetchAddAcqRel": "fetchAddRelaxed",
     "fetchAddLocalAcqRel": "fetchAddLocalRelaxed",
 }
@@ -97,6 +104,8 @@ STRONG_ORDER = re.compile(r"__ATOMIC_(ACQUIRE|RELEASE|ACQ_REL)")
 CHANGED = (
     ("waitParity", 2, "other parity", "({}) ^ 1u"),
     ("waitReached", 2, "epoch before", "({}) - 1u"),
+    ("pullLine", 3, "two epochs before", "({}) - 2u"),
+    ("pushLine", 2, "two epochs before", "({}) - 2u"),
     ("arriveExpectBytes", 1, "16 bytes fewer", "({}) - 16"),
     ("initMbarrier", 1, "one arrival more", "({}) + 1"),
 )
@@ -107,6 +116,12 @@ OTHERS = (
     (r"\bphase \^= 1u(?=;)", "parity never turns", ""),
     (r"(?<=return )loadLocalAcquire\(&localWords\(g\)\.epoch\) \+ 1", "epoch stands still",
      "loadLocalAcquire(&localWords(g).epoch)"),
+    (r"\bturn\.epoch - 2(?=\))", "room of two epochs before", "turn.epoch - 4"),
+    (r"\bturn\.finished\b", "room told two epochs early", "turn.finished + 2u"),
+    (r"kEpochStep - g\.share \* \(gridSize\(\) - 1\)", "block 0 gives no more than its share",
+     "g.share"),
+    (r"\(before \+ share\) % kEpochStep == 0", "first instead of last block",
+     "before % kEpochStep == 0"),
     (r"\bqueue\.fifo\.publish\(\)(?=;)", "tail not published", ""),
     (r"\bconnection\.submit\(\)(?=;)", "gathered operations stay", ""),
     (r"!connection\.canPost\(\)", "full connection posted to", "false"),
@@ -130,7 +145,7 @@ def blank_comments(text):
 def mutants_of(path):
     source = (ROOT / path).read_text()
     code = blank_comments(source)
-    for call in re.finditer(rf"(?<![\w.>])((?:device::)?)\b({CALLS})\b(<[^<>;()]*>)?\(", code):
+    for call in re.finditer(rf"(?<![\w.>])((?:device::|detail::)?)\b({CALLS})\b(<[^<>;()]*>)?\(", code):
         before = code[: call.start()].rstrip()
         if re.search(r"(\bbool|\bvoid|\bauto|\bT|_t)$", before):
             continue  # a declaration
@@ -201,6 +216,10 @@ def all_mutants():
     for path in lint.all_files():
         if SOURCES.search(str(path)):
             found += sorted(mutants_of(path), key=lambda m: (m.begin, m.end, m.what))
+    seen = collections.Counter()
     for number, mutant in enumerate(found, 1):
         mutant.number = number
+        seen[mutant.key()] += 1
+        if seen[mutant.key()] > 1:  # a reason for one of them says nothing of the others
+            mutant.shown += f" #{seen[mutant.key()]}"
     return found

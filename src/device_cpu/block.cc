@@ -154,11 +154,17 @@ void prepareShared(Block* block) {
   poison(block->shared + bytes, block->sharedCapacity + kGuardBytes - bytes);
 }
 
+// The thread whose race-detector context a thread has.
+unsigned contextOf(RaceContexts contexts, unsigned thread) {
+  const unsigned lane = thread % kWarpLanes;
+  if (contexts == RaceContexts::lanes) return thread;
+  return thread - lane + (contexts == RaceContexts::leaders && lane != 0 ? 1 : 0);
+}
+
 void assignRaceContexts(Block* block) {
   if (!kRaceDetector) return;
-  const unsigned perContext = block->grid->raceLanesPerContext;
   for (unsigned i = 0; i < block->threads; ++i) {
-    const unsigned slot = i / perContext * perContext;
+    const unsigned slot = contextOf(block->grid->raceContexts, i);
     if (block->raceLanes[slot] == nullptr) block->raceLanes[slot] = raceCreate();
     block->fibers[i].race = block->raceLanes[slot];
   }

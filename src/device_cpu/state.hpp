@@ -140,13 +140,17 @@ struct Block {
   unsigned warpCount() const { return (threads + kWarpLanes - 1) / kWarpLanes; }
 };
 
+/// Whom the race detector tells apart. A warp's lane 0 and its other lanes are two contexts at
+/// little cost, and most work within warps is handed over between those.
+enum class RaceContexts : uint8_t { lanes, leaders, warps };
+
 /// One launch.
 struct Grid : ArenaObject {
   StreamState* stream = nullptr;
   GridRequest request{};
   void* args = nullptr;  // in the arena
   std::atomic<unsigned> blocksLeft{0};
-  unsigned raceLanesPerContext = 1;
+  RaceContexts raceContexts = RaceContexts::lanes;
 };
 
 struct BulkOp {

@@ -99,10 +99,13 @@ void startGrid(Worker* worker, StreamState* stream, Grid* grid) {
   Runtime& rt = runtime();
   ++worker->stats.grids;
   const LaunchShape& shape = grid->request.shape;
-  // The race detector forgets when it has many more contexts than clock slots: go by warps then.
-  const unsigned contexts = shape.blocks * shape.threads * std::max(1u, rt.busyStreams);
-  if (contexts > static_cast<unsigned>(rt.config.raceContexts)) {
-    grid->raceLanesPerContext = kWarpLanes;
+  // The race detector forgets when it has many more contexts than clock slots.
+  const auto most = static_cast<unsigned>(rt.config.raceContexts);
+  const unsigned threads = shape.blocks * shape.threads * std::max(1u, rt.busyStreams);
+  if (threads / kWarpLanes * 2 > most) {
+    grid->raceContexts = RaceContexts::warps;
+  } else if (threads > most) {
+    grid->raceContexts = RaceContexts::leaders;
   }
   grid->blocksLeft.store(shape.blocks, std::memory_order_relaxed);
   for (unsigned i = 0; i < shape.blocks; ++i) {

@@ -20,12 +20,17 @@ __device__ inline void countError(uint32_t* errors) {
   device::fetchAddLocalRelaxed(errors, 1u);
 }
 
-/// Takes one message of `round` out of the inbox and counts its wrong bytes.
+/// Takes one message of `round` out of the inbox and counts its wrong bytes. Odd rounds poll.
 __device__ inline void receive(MemoryChannelDevice& channel, const PingPongArgs& args,
                                uint32_t round) {
   if (threadIndex() == 0) {
     const auto what = static_cast<uint32_t>(args.rank == 0 ? WaitedFor::pong : WaitedFor::ping);
-    if (!channel.wait(args.control, {what, 1 - args.rank})) countError(args.errors);
+    const WaitPoint point{what, 1 - args.rank};
+    const bool came = round % 2 == 0 ? channel.wait(args.control, point)
+                                     : device::waitUntil(
+                                           args.control, [&] { return channel.poll(); }, point,
+                                           channel.handle.semaphore.inbound);
+    if (!came) countError(args.errors);
   }
   device::syncBlock();
   if (args.useGet != 0) {

@@ -10,6 +10,7 @@
 #include <utility>
 
 #include <mscclpp/connection.hpp>
+#include <mscclpp/errors.hpp>
 
 namespace mscclpp::test {
 
@@ -17,6 +18,10 @@ struct FakeBehaviour {
   uint64_t seed = 1;
   /// The connection breaks when so many operations have been carried out.
   uint64_t failAfter = UINT64_MAX;
+  /// Nothing is carried out before submit().
+  bool gathers = false;
+  /// Every other signal goes to the word in the device's memory.
+  bool deviceSignals = false;
 };
 
 class FakeConnection final : public Connection {
@@ -28,7 +33,9 @@ class FakeConnection final : public Connection {
         behaviour_(behaviour),
         random_(behaviour.seed + static_cast<uint64_t>(peer)) {}
 
-  ConnectionCapabilities capabilities() const noexcept override { return {}; }
+  ConnectionCapabilities capabilities() const noexcept override {
+    return {.deviceSignals = behaviour_.deviceSignals};
+  }
   std::string describe() const override { return "fake: " + inner_->describe(); }
   std::vector<std::byte> address() const override { return inner_->address(); }
   void connect(std::span<const std::byte> theirs) override { inner_->connect(theirs); }
@@ -36,12 +43,17 @@ class FakeConnection final : public Connection {
     return inner_->importMemory(description);
   }
   bool canPost() const override {
-    return failed() || waiting_.size() < static_cast<size_t>(endpoint_->options().queueDepth);
+    return failed() || gathered_.size() + waiting_.size() <
+                           static_cast<size_t>(endpoint_->options().queueDepth);
   }
   uint64_t completed() const noexcept override {
-    return waiting_.empty() && !failed() ? posted() : completed_;
+    return gathered_.empty() && waiting_.empty() && !failed() ? posted() : completed_;
   }
   void close() noexcept override { inner_->close(); }
+
+  void submit() override {
+    for (; !gathered_.empty(); gathered_.pop_front()) waiting_.push_back(gathered_.front());
+  }
 
   bool progress() override {
     if (failed()) return false;
@@ -54,7 +66,7 @@ class FakeConnection final : public Connection {
     const auto chosen = waiting_.begin() + (writes > 1 ? below(writes) : 0);
     if (!carryOut(*chosen)) return true;
     waiting_.erase(chosen);
-    completed_ = waiting_.empty() ? posted() : waiting_.front().number - 1;
+    completed_ = waiting_.empty() ? posted() - gathered_.size() : waiting_.front().number - 1;
     if (++carriedOut_ >= behaviour_.failAfter) return giveUp("the fake was told to fail");
     return true;
   }
@@ -68,10 +80,23 @@ class FakeConnection final : public Connection {
   };
 
   void doWrite(const Write& write) override {
-    waiting_.push_back({.number = posted(), .add = false, .write = write, .counter = {}});
+    post({.number = posted(), .add = false, .write = write, .counter = {}});
   }
   void doAdd(const Add& add) override {
-    waiting_.push_back({.number = posted(), .add = true, .write = {}, .counter = add});
+    post({.number = posted(), .add = true, .write = {}, .counter = add});
+  }
+  void doSignal(SignalTarget& target) override {
+    if (target.device == nullptr || target.sentToDevice == target.sentToHost) {
+      ++target.sentToHost;
+      return doAdd({.remote = target.host, .offset = target.hostOffset, .value = 1});
+    }
+    ++target.sentToDevice;
+    doAdd({.remote = target.device, .offset = target.deviceOffset, .value = 1});
+  }
+  void post(const Operation& operation) {
+    // A real queue overflows without a word; here who posts without asking is told.
+    check(canPost(), ErrorCode::internal, "the fake connection is full and is posted to");
+    (behaviour_.gathers ? gathered_ : waiting_).push_back(operation);
   }
 
   /// Whether the operation is done; a write may take several turns.
@@ -93,6 +118,7 @@ class FakeConnection final : public Connection {
   bool giveUp(const std::string& why) {
     completed_ = completed();
     fail(why);
+    gathered_.clear();
     waiting_.clear();
     return true;
   }
@@ -106,6 +132,7 @@ class FakeConnection final : public Connection {
   std::shared_ptr<Connection> inner_;
   FakeBehaviour behaviour_;
   std::mt19937_64 random_;
+  std::deque<Operation> gathered_;
   std::deque<Operation> waiting_;
   uint64_t completed_ = 0;
   uint64_t carriedOut_ = 0;

@@ -26,6 +26,15 @@ INSTANTIATE_TEST_SUITE_P(shm, PortSuite,
                                                    .fifoPerBlock = false}),
                          portName);
 
+INSTANTIATE_TEST_SUITE_P(late, PortSuite,
+                         testing::Values(PortSetup{.name = "late",
+                                                   .platform = Platform::cpu,
+                                                   .transport = Transport::shm,
+                                                   .queueDepth = 8,
+                                                   .fifoDepth = 16,
+                                                   .late = true}),
+                         portName);
+
 INSTANTIATE_TEST_SUITE_P(tcp, PortSuite,
                          testing::Values(PortSetup{.name = "tcp",
                                                    .platform = Platform::cpu,

@@ -115,7 +115,9 @@ __device__ inline void portStream(const PortStreamArgs& args) {
     }
     device::syncBlock();
     if (threadIndex() == 0) {
-      portCheck(args.errors, channel.put(args.control, at, at, args.bytes));
+      portCheck(args.errors, args.signalEach != 0
+                                 ? channel.putWithSignal(args.control, at, at, args.bytes)
+                                 : channel.put(args.control, at, at, args.bytes));
       if ((message + 1) % args.flushEvery == 0) {
         portCheck(args.errors, channel.flush(args.control));
       }
@@ -124,7 +126,7 @@ __device__ inline void portStream(const PortStreamArgs& args) {
   device::syncBlock();
   if (threadIndex() == 0) {
     portCheck(args.errors, channel.flush(args.control));
-    portCheck(args.errors, channel.signal(args.control));
+    if (args.signalEach == 0) portCheck(args.errors, channel.signal(args.control));
   }
 }
 

@@ -59,6 +59,7 @@ struct PortStreamArgs {
   uint64_t stride;
   uint32_t* errors;
   int32_t rank;
+  uint32_t signalEach = 0;  ///< every put with a signal, not one signal at the end
 };
 
 /// A wait, or a flush, that nobody answers.

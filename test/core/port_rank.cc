@@ -2,10 +2,26 @@
 
 #include <mscclpp/errors.hpp>
 
+#include "core/fake_connection.hpp"
 #include "core/port_kernels.hpp"
 #include "core/port_suite.hpp"
 
 namespace mscclpp::test {
+
+namespace {
+
+std::shared_ptr<Endpoint> endpointOf(const PortSetup& setup, const std::shared_ptr<Device>& device,
+                                     int rank) {
+  const EndpointOptions options{.rank = rank,
+                                .timeout = std::chrono::seconds(60),
+                                .interface = {},
+                                .queueDepth = setup.queueDepth};
+  if (!setup.late) return Endpoint::create(setup.transport, device, options);
+  return std::make_shared<FakeEndpoint>(device, options,
+                                        FakeBehaviour{.gathers = true, .deviceSignals = true});
+}
+
+}  // namespace
 
 PortRank::PortRank(const PortSetup& setup, Bootstrap& group, int blocks, size_t bytes)
     : group_(group),
@@ -13,11 +29,7 @@ PortRank::PortRank(const PortSetup& setup, Bootstrap& group, int blocks, size_t 
       memory_(device_->allocateExportable(bytes)),
       counters_(allocateHostMemory(device_, kCounterBytes)),
       bytes_(bytes),
-      endpoint_(Endpoint::create(setup.transport, device_,
-                                 {.rank = group.rank(),
-                                  .timeout = std::chrono::seconds(60),
-                                  .interface = {},
-                                  .queueDepth = setup.queueDepth})),
+      endpoint_(endpointOf(setup, device_, group.rank())),
       connections_(connectAll(group, *endpoint_)),
       service_(std::make_unique<ProxyService>(device_,
                                               ProxyOptions{.rank = group.rank(),

@@ -22,6 +22,7 @@ struct PortSetup {
   int fifoDepth = Fifo::kDefaultDepth;
   uint64_t fifoStart = 0;
   bool fifoPerBlock = true;
+  bool late = false;  ///< FakeEndpoint: gathers, delays and reorders
 };
 
 class PortSuite : public testing::TestWithParam<PortSetup> {

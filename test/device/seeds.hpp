@@ -5,11 +5,10 @@
 
 namespace mscclpp::test {
 
-/// How many chaos seeds to run: MSCCLPP_TEST_SEEDS, or `usual`.
+/// How many chaos seeds to run: MSCCLPP_TEST_SEEDS (0: none, what runs in order only), or `usual`.
 inline uint64_t seedCount(uint64_t usual) {
   const char* text = std::getenv("MSCCLPP_TEST_SEEDS");
-  const uint64_t wanted = text == nullptr ? 0 : std::strtoull(text, nullptr, 10);
-  return wanted == 0 ? usual : wanted;
+  return text == nullptr || *text == '\0' ? usual : std::strtoull(text, nullptr, 10);
 }
 
 /// The one seed to run, MSCCLPP_TEST_SEED, or 0.

@@ -45,7 +45,8 @@ struct RuntimeConfig {
   int freezeSteps = 4000;
   /// WATCHDOG. Seconds after which a thread that calls no primitive ends the process; 0 = off.
   int watchdogSeconds = 30;
-  /// CONTEXTS. ThreadSanitizer builds: above this many threads, one context per warp, not per lane.
+  /// CONTEXTS. ThreadSanitizer builds: above this many threads, two contexts per warp (lane 0, the
+  /// others), not one per lane; one, where that is still too much.
   int raceContexts = 256;
 
   /// The defaults above with the variables MSCCLPP_SIMT_... applied.

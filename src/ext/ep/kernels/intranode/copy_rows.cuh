@@ -72,7 +72,6 @@ __device__ inline void copyRowsKernel(const CopyRowsArgs& a) {
     for (int s = 0; s < kCopyStages; ++s) initMbarrier(&head.full[s], 1);
     fenceMbarrierInit();
   }
-  syncWarp();
   CopyRing ring{a, head.full, stages};
   const std::int64_t pairs = static_cast<std::int64_t>(a.tokens) * a.group.ranks;
   // Blocks take runs of `ranks` pairs, a token each, so that every block serves every rank.
