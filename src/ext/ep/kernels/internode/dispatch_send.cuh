@@ -65,15 +65,13 @@ struct RailSender {
     }
   }
 
-  /// Waits until the rail has said where its node takes rows, and has emptied the ring.
-  __device__ bool begin(const RailFlow& flow, const RailProgress& progress) const {
+  /// Waits until the rail has said where its node takes rows. It has emptied the ring then: its
+  /// words come in order, and it had to before it could begin this launch.
+  __device__ bool begin(const RailFlow& flow) const {
     bool came = true;
     if (laneId() == 0) {
-      const RailCounters counters = railCounters(a.rails);
       came = awaitRailWord(group(), a.rails, flow.peer, RailCounters::windows(), launch,
-                           WaitWhat::railWindows) &&
-             awaitRailWord(group(), a.rails, flow.peer, counters.dispatchCredit(lane),
-                           progress.slots, WaitWhat::railRoom);
+                           WaitWhat::railWindows);
     }
     came = shuffle(came, 0);
     syncWarp();
@@ -123,7 +121,7 @@ struct RailSender {
                   .filled = 0,
                   .sent = 0,
                   .emptied = 0};
-    if (!begin(flow, progress) || !sendAll(ring, slot, flow)) {
+    if (!begin(flow) || !sendAll(ring, slot, flow)) {
       if (laneId() == 0) giveUp(group());
       return;
     }
