@@ -140,6 +140,11 @@ __device__ __forceinline__ WaitControl waitControl(const LowLatencyGroup& g) {
   if (Path::shrink(g)) wait.record = nullptr;
   return wait;
 }
+/// Of pushes to a proxy: what a call has to tell is told also when this rank has failed meanwhile,
+/// so that its peers learn why.
+__device__ __forceinline__ WaitControl pushControl(const LowLatencyGroup& g) {
+  return {nullptr, g.wait.limitNs, g.wait.rank};
+}
 __device__ __forceinline__ WaitPoint lowLatencyWait(WaitWhat what, int peer) {
   return {static_cast<std::uint32_t>(what), peer};
 }
@@ -234,8 +239,8 @@ __device__ inline void tellPorts(const LowLatencyGroup& g, LowLatencyKind kind,
   for (int peer = static_cast<int>(laneId()); peer < g.ranks; peer += 32) {
     if (peer == g.rank || !isPort<Path>(g, peer)) continue;
     PortChannelDevice channel(g.ports.channels[k][peer]);
-    channel.atomicAdd(waitControl<Path>(g),
-                      PortWords{g.ranks}.offset(portUseOf(kind), g.rank, parity), more);
+    channel.atomicAdd(pushControl(g), PortWords{g.ranks}.offset(portUseOf(kind), g.rank, parity),
+                      more);
   }
   if (laneId() == 0) storeRelaxed(told, epoch);
 }
@@ -265,6 +270,7 @@ __device__ __forceinline__ void finishLowLatency(const LowLatencyGroup& g, LowLa
     }
   }
   if (!tells || !any(last) || !turn.sound) return;
+  syncWarp();  // the vote orders no memory: what lane 0 acquired is for all
   if constexpr (Path::kPorts) tellPorts<Path>(g, kind, turn.epoch);
   for (int peer = static_cast<int>(laneId()); mapped && peer < g.ranks; peer += 32) {
     if (peer == g.rank || isPort<Path>(g, peer)) continue;

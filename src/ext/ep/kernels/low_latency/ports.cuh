@@ -86,10 +86,10 @@ __device__ __forceinline__ void sendToPorts(const LowLatencyGroup& g, LowLatency
     if (laneId() != 0) continue;
     PortChannelDevice channel(channelTo(g, kind, peer));
     if (range.bytes == 0) {
-      channel.signal(waitControl<Path>(g));
+      channel.signal(pushControl(g));
     } else {
       channel.putWithSignal(
-          waitControl<Path>(g), g.regionOffset + g.plan.area(kind, epoch) + range.to,
+          pushControl(g), g.regionOffset + g.plan.area(kind, epoch) + range.to,
           g.ports.outboxOffset + (g.plan.area(kind, epoch) - g.plan.head()) + range.from,
           range.bytes);
     }
