@@ -172,7 +172,7 @@ TEST_P(EpLowLatencyMissing, IsNamedByTheOthers) {
     return containsAll(text, {"timeout: EP timeout after", "waited for rank 1"});
   };
   const auto wanted = [&](std::size_t rank, const std::string& text) {
-    return rank == 1 || names(text) || containsAll(text, {"peerFailure: ", "or it has given up"});
+    return rank == 1 || names(text) || containsAll(text, {"peerFailure: ", "connection to rank"});
   };
   bool named = false;
   expectAtSomeLimit(kFirstLimit, kLate, wanted, [&](milliseconds limit) {
