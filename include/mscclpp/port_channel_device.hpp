@@ -77,6 +77,9 @@ struct PortChannelDevice {
     *handle.semaphore.expected = next;
     return true;
   }
+  /// Signals that have come from the peer in all, consumed or not: for readers, any number of them,
+  /// who count for themselves. Never blocks; an acquire.
+  __device__ uint64_t signals() const { return inbound(); }
   /// Waits for the next signal of the peer and consumes it. After a failure the signal counts as
   /// consumed all the same.
   __device__ bool wait(const WaitControl& control, WaitPoint point,

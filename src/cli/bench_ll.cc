@@ -255,7 +255,12 @@ int runLowLatencyBench(const LowLatencyBenchOptions& options, const RankContext&
   bufferOptions.lowLatencyMode = true;
   bufferOptions.numRdmaBytes = lowLatencySizeHint(*std::ranges::max_element(options.tokens),
                                                   options.hidden, options.ranks, options.experts);
+  bufferOptions.topology = options.topology;
   Buffer buffer(context.bootstrap, bufferOptions);
+  const Topology& topology = buffer.topology();
+  const LowLatencyPlace place{device.device().describe(), topology.nodes(),
+                              std::string(topology.transport() ? toString(*topology.transport())
+                                                               : "")};
   std::vector<LowLatencyLine> lines;
   for (const int tokens : options.tokens) {
     LowLatencyRank rank(options, context, device, buffer, tokens);
@@ -267,11 +272,11 @@ int runLowLatencyBench(const LowLatencyBenchOptions& options, const RankContext&
   }
   buffer.destroy();
   if (context.printer()) {
-    std::fputs(formatLowLatency(options, lines, device.device().describe()).c_str(), stdout);
+    std::fputs(formatLowLatency(options, lines, place).c_str(), stdout);
     std::fflush(stdout);
     if (!options.jsonPath.empty()) {
       std::ofstream file(options.jsonPath);
-      file << lowLatencyJson(options, lines, device.device().describe()) << "\n";
+      file << lowLatencyJson(options, lines, place) << "\n";
       file.close();
       check(file.good(), ErrorCode::system, "cannot write {}", options.jsonPath);
     }

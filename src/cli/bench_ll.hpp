@@ -5,6 +5,7 @@
 #include <vector>
 
 #include <mscclpp/platform.hpp>
+#include <mscclpp/topology.hpp>
 
 #include "ranks.hpp"
 
@@ -13,6 +14,8 @@ namespace mscclpp::ep::cli {
 struct LowLatencyBenchOptions {
   Platform platform = Platform::cpu;
   int ranks = 2;
+  /// Unset: the environment's, else one node.
+  TopologyOptions topology = {};
   std::vector<int> tokens;  ///< per rank, one line each
   int hidden = 7168;
   int topk = 8;
@@ -40,10 +43,18 @@ struct LowLatencyLine {
   double dispatchWire = 0, combineWire = 0;    ///< what really goes to other ranks
 };
 
+/// What the ranks ran on.
+struct LowLatencyPlace {
+  std::string device;
+  int nodes = 1;
+  std::string transport;  ///< between nodes
+};
+
 int runLowLatencyBench(const LowLatencyBenchOptions& options, const RankContext& context);
 std::string formatLowLatency(const LowLatencyBenchOptions& options,
-                             const std::vector<LowLatencyLine>& lines, const std::string& device);
+                             const std::vector<LowLatencyLine>& lines,
+                             const LowLatencyPlace& place);
 std::string lowLatencyJson(const LowLatencyBenchOptions& options,
-                           const std::vector<LowLatencyLine>& lines, const std::string& device);
+                           const std::vector<LowLatencyLine>& lines, const LowLatencyPlace& place);
 
 }  // namespace mscclpp::ep::cli

@@ -54,7 +54,10 @@ void ManualGroup::inThreads(const RankFunction& function) {
 }
 
 bool ManualGroup::run(const device::RuntimeConfig& config, const RankFunction& enqueue) {
-  device::Manual manual(config);
+  device::RuntimeConfig own = config;
+  // Proxies are outside the run time, which must not take a wait for them for a deadlock.
+  if (contexts_.front()->buffer().topology().nodes() > 1) own.closed = false;
+  device::Manual manual(own);
   for (const auto& context : contexts_) enqueue(*context);
   if (manual.runAll()) return true;
   failure_ = manual.lastFailure();

@@ -34,6 +34,16 @@ constexpr WaitText kRailTexts[] = {
     {WaitWhat::railSumRoom, "combine (sending sums)", "take the sums that were sent to it"},
 };
 
+/// A wait for a message between nodes, which carries no epoch.
+std::string describeMessageWait(const FailureRecord& record, const WaitText& text) {
+  return fmt::format(
+      "EP timeout after {:.1f} s: rank {} in {} waited for rank {} of another node to {}; block "
+      "{}, thread {}. Is rank {} alive, does it make the same calls in the same order, and do its "
+      "proxy and the network get through? The limit is timeout_seconds or MSCCLPP_EP_TIMEOUT",
+      static_cast<double>(record.waitedNs) * 1e-9, record.rank, text.phase, record.peer,
+      text.waitedFor, record.block, record.thread, record.peer);
+}
+
 std::string describeWait(const FailureRecord& record, const WaitText& text) {
   const auto behind =
       static_cast<std::uint32_t>(record.expected) - static_cast<std::uint32_t>(record.seen);
@@ -61,17 +71,12 @@ std::string describeWait(const FailureRecord& record, const WaitText& text) {
 std::string describeFailure(const FailureRecord& record) {
   const auto what = static_cast<WaitWhat>(record.what);
   for (const WaitText& text : kWaitTexts) {
-    if (text.what == what) return describeWait(record, text);
+    if (text.what != what) continue;
+    const bool hasEpoch = record.expected != 0 || record.seen != 0;
+    return hasEpoch ? describeWait(record, text) : describeMessageWait(record, text);
   }
   for (const WaitText& text : kRailTexts) {
-    if (text.what != what) continue;
-    return fmt::format(
-        "EP timeout after {:.1f} s: rank {} in {} waited for rank {} of another node to {}; block "
-        "{}, "
-        "thread {}. Is rank {} alive, does it make the same calls in the same order, and do its "
-        "proxy and the network get through? The limit is timeout_seconds or MSCCLPP_EP_TIMEOUT",
-        static_cast<double>(record.waitedNs) * 1e-9, record.rank, text.phase, record.peer,
-        text.waitedFor, record.block, record.thread, record.peer);
+    if (text.what == what) return describeMessageWait(record, text);
   }
   if (record.what == kWaitFifoRoom || record.what == kWaitFlush) {
     return fmt::format(

@@ -53,7 +53,8 @@ std::size_t railBudget(const BufferOptions& options) {
   return own ? options.numRdmaBytes : options.numNvlBytes / 4;
 }
 
-MemoryPlan makePlan(const BufferOptions& options, int ranks, std::size_t railBytes) {
+MemoryPlan makePlan(const BufferOptions& options, const Topology& topology, std::size_t railBytes) {
+  const int ranks = topology.ranks();
   check(options.maxExpertsPerRank >= 1, ErrorCode::invalidArgument,
         "max_experts_per_rank = {} must be at least 1", options.maxExpertsPerRank);
   check(options.stagingBytes <= options.numNvlBytes, ErrorCode::invalidArgument,
@@ -72,6 +73,9 @@ MemoryPlan makePlan(const BufferOptions& options, int ranks, std::size_t railByt
           "get_low_latency_rdma_size_hint() tells how many for a shape",
           options.numRdmaBytes, least);
     plan.lowLatencyBytes = options.numRdmaBytes;
+    if (topology.nodes() > 1) {
+      plan.lowLatencyOutboxBytes = 4 * LowLatencyPlan{ranks, plan.lowLatencyBytes}.areaBytes();
+    }
   }
   return plan;
 }
@@ -107,7 +111,7 @@ Group::Group(std::shared_ptr<Bootstrap> bootstrap, const BufferOptions& options)
       internodeKernels_(&internodeKernelsOf(options.platform)),
       railPlan_(makeRailPlan(topology_, internodeKernels_->lanes(), options.maxExpertsPerRank,
                              railBudget(options))),
-      plan_(makePlan(options, bootstrap_->size(), railPlan_.total())),
+      plan_(makePlan(options, topology_, railPlan_.total())),
       pool_(plan_.pool(), plan_.poolBytes),
       kernels_(&kernelsOf(options.platform)),
       lowLatencyPlan_{bootstrap_->size(), plan_.lowLatencyBytes},
@@ -236,6 +240,7 @@ void Group::initialiseLowLatency() {
       const std::uint64_t calls = callsUntil(first, parity);
       const auto finished = static_cast<std::uint32_t>(epochOfCalls(calls, parity));
       words.received[k][parity] = calls * kEpochStep;
+      words.toldPorts[k][parity] = epochOfCalls(calls, parity);
       for (int r = 0; r < ranks(); ++r) {
         auto& peer = *reinterpret_cast<LowLatencyPeer*>(head.data() + lowLatencyPlan_.peer(r));
         peer.finished[k][parity] = finished;
@@ -256,8 +261,15 @@ LowLatencyGroup Group::lowLatencyArgs() const {
   args.region = lowLatencyRegion();
   args.regionOffset = plan_.lowLatency();
   for (int r = 0; r < std::min(ranks(), kInlineRanks); ++r) {
-    args.regions[r] =
-        static_cast<char*>(peers_[static_cast<std::size_t>(r)].get()) + args.regionOffset;
+    char* const heap = static_cast<char*>(peers_[static_cast<std::size_t>(r)].get());
+    if (heap != nullptr) args.regions[r] = heap + args.regionOffset;
+  }
+  if (ports_) {
+    args.ports = {.channels = {ports_->table(PortUse::lowLatencyDispatch),
+                               ports_->table(PortUse::lowLatencyCombine)},
+                  .outboxOffset = plan_.lowLatencyOutbox(),
+                  .firstEpoch = options_.firstEpoch,
+                  .words = ports_->words()};
   }
   args.plan = lowLatencyPlan_;
   args.ranks = ranks();
@@ -336,12 +348,6 @@ void Group::raiseIfFailed() {
   }
   if (broken_.empty()) return;
   throwError(codeOf(record), isNew ? broken_ : "the Buffer is of no use since: " + broken_);
-}
-
-void Group::checkOneNode(const char* call) const {
-  check(topology_.nodes() == 1, ErrorCode::unsupported,
-        "{}: the group spans {} nodes, and this call does not go beyond one yet", call,
-        topology_.nodes());
 }
 
 void Group::awaitNotify(std::uint32_t sequence) {

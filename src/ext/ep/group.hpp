@@ -76,8 +76,6 @@ class Group : public std::enable_shared_from_this<Group> {
   /// Of this rank's heap, as the host knows it: a device address.
   char* lowLatencyRegion() const { return heap() + plan_.lowLatency(); }
 
-  /// @throws Error unsupported when the group spans nodes, where `call` may not go yet.
-  void checkOneNode(const char* call) const;
   /// Throws what the kernels reported; the group then stays broken.
   void raiseIfFailed();
   bool broken() const { return !broken_.empty(); }

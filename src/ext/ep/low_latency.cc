@@ -151,7 +151,6 @@ ReceiveHook issue(const std::shared_ptr<Group>& group, CallOrder& order, LowLate
 
 LowLatencyDispatchResult Buffer::lowLatencyDispatch(const LowLatencyDispatchRequest& request) {
   Group& group = impl_->alive();
-  group.checkOneNode("low_latency_dispatch");
   const DispatchDims dims = checkDispatch(request, group);
   LowLatencyDispatchArgs args;
   args.area = DispatchArea::make(group.ranks(), request.maxTokens, dims.topk,
@@ -245,7 +244,6 @@ int checkCombine(const LowLatencyCombineRequest& r, const Group& group) {
 
 LowLatencyCombineResult Buffer::lowLatencyCombine(const LowLatencyCombineRequest& request) {
   Group& group = impl_->alive();
-  group.checkOneNode("low_latency_combine");
   const int tokens = checkCombine(request, group);
   const LowLatencyHandleState& handle = *request.handle.operator->();
   LowLatencyCombineArgs args;

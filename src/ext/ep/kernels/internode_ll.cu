@@ -1,5 +1,3 @@
-#include <type_traits>
-
 #include <mscclpp/device/launch.hpp>
 
 #include "low_latency/combine.cuh"
@@ -24,22 +22,26 @@ LaunchShape shapeFor(Args& args, int items, int most, std::size_t shared) {
   return {static_cast<unsigned>(blocks), kLowLatencyThreads, shared, args.group.alone};
 }
 
-/// LowLatencyPath<true> is enough.
+using FastPath = LowLatencyPath<true, false>;
+using GeneralPath = LowLatencyPath<false, false>;
+using PortsPath = LowLatencyPath<false, true>;
+
+/// FastPath is enough.
 template <class Args>
 bool isFast(const Args& args) {
   const LowLatencyGroup& g = args.group;
   return args.area.rowUnits <= kUnitsPerPass && args.area.topk <= kFastTopk && !g.shrink &&
          g.writes == LineWrites::whole && g.ranks <= kInlineRanks && args.waitTotals == nullptr;
 }
-/// Calls f with two flags as types.
+/// Calls f with an object of the path that is taken.
 template <class F>
-void withFlags(bool first, bool second, F&& f) {
-  using Yes = std::true_type;
-  using No = std::false_type;
-  if (first) {
-    second ? f(Yes{}, Yes{}) : f(Yes{}, No{});
+void withPath(const LowLatencyGroup& g, bool fast, F&& f) {
+  if (g.ports.channels[0] != nullptr) {
+    f(PortsPath{});
+  } else if (fast) {
+    f(FastPath{});
   } else {
-    second ? f(No{}, Yes{}) : f(No{}, No{});
+    f(GeneralPath{});
   }
 }
 
@@ -54,35 +56,39 @@ void launchDispatch(LowLatencyDispatchArgs args, bool e4m3, int blocks, void* st
   const int grid = static_cast<int>(shape.blocks);
   args.rounds = (args.area.maxTokens + grid - 1) / grid;
   const auto native = static_cast<NativeStream>(stream);
-  const bool fast = isFast(args) && args.idsInShared;
-  withFlags(e4m3, fast, [&](auto isE4m3, auto isFastPath) {
-    launch<lowLatencyDispatchKernel<isE4m3.value, isFastPath.value>, kLowLatencyThreads>(
-        shape, native, args);
+  withPath(args.group, isFast(args) && args.idsInShared, [&](auto path) {
+    using Path = decltype(path);
+    if (e4m3) {
+      launch<lowLatencyDispatchKernel<true, Path>, kLowLatencyThreads>(shape, native, args);
+    } else {
+      launch<lowLatencyDispatchKernel<false, Path>, kLowLatencyThreads>(shape, native, args);
+    }
   });
 }
 
 void launchCombine(LowLatencyCombineArgs args, int blocks, void* stream) {
   const int peers = (args.group.ranks - 1) * args.area.maxTokens;
   const int items = (sends(args.group.phase) ? peers : 0) + args.tokens;
-  const LaunchShape shape = shapeFor(args, items, blocks, sizeof(LowLatencyTurn));
+  const LaunchShape shape = shapeFor(args, items, blocks, sizeof(CombineShared));
   const auto native = static_cast<NativeStream>(stream);
-  withFlags(true, isFast(args), [&](auto, auto fast) {
-    launch<lowLatencyCombineKernel<fast.value>, kLowLatencyThreads>(shape, native, args);
+  withPath(args.group, isFast(args), [&](auto path) {
+    launch<lowLatencyCombineKernel<decltype(path)>, kLowLatencyThreads>(shape, native, args);
   });
 }
 
-template <bool Fast>
+template <class Path>
 void preparePath() {
-  prepare<lowLatencyDispatchKernel<true, Fast>, kLowLatencyThreads, LowLatencyDispatchArgs>(
+  prepare<lowLatencyDispatchKernel<true, Path>, kLowLatencyThreads, LowLatencyDispatchArgs>(
       kLowLatencyShared);
-  prepare<lowLatencyDispatchKernel<false, Fast>, kLowLatencyThreads, LowLatencyDispatchArgs>(
+  prepare<lowLatencyDispatchKernel<false, Path>, kLowLatencyThreads, LowLatencyDispatchArgs>(
       kLowLatencyShared);
-  prepare<lowLatencyCombineKernel<Fast>, kLowLatencyThreads, LowLatencyCombineArgs>(
-      sizeof(LowLatencyTurn));
+  prepare<lowLatencyCombineKernel<Path>, kLowLatencyThreads, LowLatencyCombineArgs>(
+      sizeof(CombineShared));
 }
 void prepareAll() {
-  preparePath<true>();
-  preparePath<false>();
+  preparePath<FastPath>();
+  preparePath<GeneralPath>();
+  preparePath<PortsPath>();
 }
 
 constexpr LowLatencyKernels kLowLatencyKernels{prepareAll, launchDispatch, launchCombine};

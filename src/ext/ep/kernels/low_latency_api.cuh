@@ -4,8 +4,10 @@
 
 #include <mscclpp/device/line_types.hpp>
 #include <mscclpp/failure.hpp>
+#include <mscclpp/port_channel_handle.hpp>
 
 #include "../plan/low_latency_plan.hpp"
+#include "../port_words.hpp"
 
 /// The low-latency kernels as the host calls them: Args structs and launchers, the same for both
 /// platforms. Pointers are device pointers.
@@ -30,6 +32,14 @@ inline constexpr int kInlineRanks = 64;
 /// Top-k up to which the fast kernels are used.
 inline constexpr int kFastTopk = 8;
 
+/// Peers on other nodes: those whose heap is not mapped.
+struct LowLatencyPorts {
+  const PortChannelHandle* channels[kLowLatencyKinds] = {};  ///< [ranks] each; null: no such peers
+  std::uint64_t outboxOffset = 0;                            ///< in a heap
+  std::uint64_t firstEpoch = 0;          ///< of the Buffer: signals are counted from there
+  const std::uint64_t* words = nullptr;  ///< this rank's counters, as PortWords says
+};
+
 struct LowLatencyGroup {
   char* region = nullptr;          ///< this rank's
   char* const* heaps = nullptr;    ///< [ranks] all heaps
@@ -46,6 +56,7 @@ struct LowLatencyGroup {
   std::uint64_t laterSends = 0;
   std::uint64_t share = 0;  ///< of kEpochStep, by every block but the first; set by the launcher
   char* regions[kInlineRanks] = {};  ///< of the first ranks, as mapped here
+  LowLatencyPorts ports;
 };
 
 struct LowLatencyDispatchArgs {

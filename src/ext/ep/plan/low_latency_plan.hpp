@@ -26,8 +26,15 @@ inline constexpr std::uint64_t kEpochStep = std::uint64_t{1} << 20;
 struct alignas(kLineBytes) LowLatencyWords {
   std::uint64_t sent[kLowLatencyKinds];
   std::uint64_t received[kLowLatencyKinds][2];
+  /// Peers behind port channels: blocks that have written their rows, counted as above, and the
+  /// last epochs whose end those peers were told.
+  std::uint64_t written[kLowLatencyKinds];
+  std::uint64_t toldPorts[kLowLatencyKinds][2];
   std::uint32_t broken;  ///< a wait has failed: later kernels tell peers nothing
 };
+/// What arrives behind a port channel. One signal each, per call.
+enum class PortMessage : std::uint32_t { ids, weights, partial };
+inline constexpr int kPortMessages = 3;
 /// The last epoch of this parity among the first `calls` of them.
 constexpr std::uint64_t epochOfCalls(std::uint64_t calls, unsigned parity) {
   return 2 * calls - parity;
@@ -41,6 +48,9 @@ struct alignas(kLineBytes) LowLatencyPeer {
   std::uint32_t finished[kLowLatencyKinds][2];
   std::uint64_t verdict;  ///< 2 * epoch + (its ids did not come in time); see settleSources()
   std::uint32_t masked;   ///< this rank does without the peer
+  /// A peer behind a port channel: how often each of its messages has come. Block 0 looks at the
+  /// channel, which may be host memory, for all.
+  std::uint64_t arrived[kPortMessages];
 };
 
 constexpr std::size_t linesFor(std::size_t units) {
@@ -70,8 +80,9 @@ constexpr int e4m3Units(int hidden) {
   return e4m3ValueUnits(hidden) + (scaleBlocks(hidden) + 3) / 4;
 }
 
-/// Offsets inside a dispatch area: per source, its ids after the first line of them, and its rows.
-/// Made on the host: a kernel only multiplies and adds.
+/// Offsets inside a dispatch area: per source a block of its ids and its rows. The first line of
+/// the ids is used by sources behind port channels only: their block arrives as one message, with
+/// the rows close together. Made on the host: a kernel only multiplies and adds.
 struct DispatchArea {
   int ranks = 1;
   int maxTokens = 0;
@@ -79,7 +90,7 @@ struct DispatchArea {
   int rowUnits = 0;
   int idLines = 1;  ///< of a source, at least one: its tail tells how many tokens there are
   std::uint32_t rowBytes = 0;
-  std::uint64_t rowsAt = 0;
+  std::uint64_t blockBytes = 0;  ///< of a source
 
   static constexpr DispatchArea make(int ranks, int maxTokens, int topk, int rowUnits) {
     DispatchArea area{ranks, maxTokens, topk, rowUnits};
@@ -87,21 +98,23 @@ struct DispatchArea {
     area.idLines = ids > 0 ? static_cast<int>(ceilDiv(ids, kIdsPerLine)) : 1;
     area.rowBytes = static_cast<std::uint32_t>(linesFor(static_cast<std::size_t>(rowUnits)) *
                                                device::kLineSize);
-    area.rowsAt = area.ids(ranks, 1);
+    area.blockBytes = static_cast<std::uint64_t>(area.idLines) * device::kLineSize +
+                      static_cast<std::uint64_t>(maxTokens) * area.rowBytes;
     return area;
   }
-  /// Of line `line` >= 1; the first one is the source's hello.
+  constexpr std::size_t block(int source) const {
+    return static_cast<std::size_t>(source) * static_cast<std::size_t>(blockBytes);
+  }
+  /// Line 0, the hello, lies in the region's head instead when the source has this memory mapped.
   constexpr std::size_t ids(int source, int line) const {
-    return (static_cast<std::size_t>(source) * static_cast<std::size_t>(idLines - 1) +
-            static_cast<std::size_t>(line - 1)) *
-           device::kLineSize;
+    return block(source) + static_cast<std::uint32_t>(line) * device::kLineSize;
   }
-  constexpr std::size_t row(int source, int token) const {
-    return static_cast<std::size_t>(rowsAt) +
-           static_cast<std::size_t>(static_cast<std::uint32_t>(source * maxTokens + token)) *
-               rowBytes;
+  /// `place`: the token, or behind port channels its place among those that go to this rank.
+  constexpr std::size_t row(int source, int place) const {
+    return ids(source, idLines) +
+           static_cast<std::size_t>(static_cast<std::uint32_t>(place)) * rowBytes;
   }
-  constexpr std::size_t total() const { return row(ranks, 0); }
+  constexpr std::size_t total() const { return block(ranks); }
 };
 
 /// Offsets inside a combine area: per home, the weights of its tokens; per expert rank, its partial
@@ -129,9 +142,10 @@ struct CombineArea {
                static_cast<std::uint32_t>((home * maxTokens + token) * weightLines)) *
            device::kLineSize;
   }
-  constexpr std::size_t partial(int from, int token) const {
+  /// `place`: as in DispatchArea::row().
+  constexpr std::size_t partial(int from, int place) const {
     return static_cast<std::size_t>(partialAt) +
-           static_cast<std::size_t>(static_cast<std::uint32_t>(from * maxTokens + token)) *
+           static_cast<std::size_t>(static_cast<std::uint32_t>(from * maxTokens + place)) *
                rowBytes;
   }
   /// Own sums between the halves of a call: fp32, so that halves and whole calls give equal bits.

@@ -76,6 +76,8 @@ struct MemoryPlan {
   std::uint64_t poolBytes = 0;
   std::uint64_t lowLatencyBytes = 0;  ///< of the region that LowLatencyPlan lays out
   std::uint64_t railBytes = 0;        ///< of the region that RailPlan lays out
+  /// What leaves through port channels is gathered here, laid out as the region's areas.
+  std::uint64_t lowLatencyOutboxBytes = 0;
 
   constexpr std::size_t localWords() const { return 0; }
   constexpr std::size_t peerBox(int peer) const {
@@ -105,8 +107,12 @@ struct MemoryPlan {
   }
   constexpr std::size_t poolEnd() const { return pool() + static_cast<std::size_t>(poolBytes); }
   constexpr std::size_t lowLatency() const { return alignUp(poolEnd(), kTensorAlign); }
-  constexpr std::size_t rails() const {
+  constexpr std::size_t lowLatencyOutbox() const {
     return alignUp(lowLatency() + static_cast<std::size_t>(lowLatencyBytes), kTensorAlign);
+  }
+  constexpr std::size_t rails() const {
+    return alignUp(lowLatencyOutbox() + static_cast<std::size_t>(lowLatencyOutboxBytes),
+                   kTensorAlign);
   }
   constexpr std::size_t total() const { return rails() + static_cast<std::size_t>(railBytes); }
 };

@@ -1,6 +1,6 @@
 #pragma once
 
-#include "group.cuh"
+#include "ports.cuh"
 
 /// Low-latency combine, reduced where the experts are: the home of a token sends its weights, the
 /// experts' ranks add their rows of it in fp32 and send one bf16 row, the home adds those. A rank's
@@ -16,6 +16,13 @@ __device__ __forceinline__ void addScaled(float (&sum)[8], Vec16 row, float weig
 #pragma unroll
   for (int i = 0; i < 8; ++i) sum[i] = fma(weight, value[i], sum[i]);
 }
+
+/// A block's shared memory.
+struct CombineShared {
+  LowLatencyTurn turn;
+  int places[kMaxLowLatencyTopk];  ///< of the rows of an own token behind port channels
+  bool lastWriter;
+};
 
 template <class Path>
 struct CombineBlock {
@@ -81,7 +88,7 @@ struct CombineBlock {
 #pragma unroll 1
       for (int i = static_cast<int>(warpId()); i < g.ranks - 1; i += kLowLatencyWarps) {
         const int peer = i + (i >= g.rank ? 1 : 0);
-        if (isMasked<Path>(g, peer)) continue;
+        if (isPort<Path>(g, peer) || isMasked<Path>(g, peer)) continue;
         pushLine(areas.at(peer) + weightLine(g.rank, t), unit, turn.epoch, hasWeightLine(),
                  Path::writes(g));
       }
@@ -92,10 +99,60 @@ struct CombineBlock {
     const LowLatencyGroup& g = a.group;
     for (int i = static_cast<int>(warpId()); i < g.ranks - 1; i += kLowLatencyWarps) {
       const int peer = i + (i >= g.rank ? 1 : 0);
-      if (isMasked<Path>(g, peer)) continue;
+      if (isPort<Path>(g, peer) || isMasked<Path>(g, peer)) continue;
       pushLine(helloLine(g, LowLatencyKind::combine, regionOf<Path>(g, peer), g.rank, turn.epoch),
                Vec16{{0, turn.finished, 0, 0}}, turn.epoch, laneId() < kLineLanes, Path::writes(g));
     }
+  }
+
+  // ---- peers behind port channels ----------------------------------------------------------
+
+  __device__ __forceinline__ char* outbox() const {
+    return outboxArea(a.group, LowLatencyKind::combine, turn.epoch);
+  }
+  /// The last block: all weights, the same to every peer.
+  __device__ __forceinline__ void sendPortWeights() const {
+    const LowLatencyGroup& g = a.group;
+#pragma unroll 1
+    for (int t = static_cast<int>(warpId()); t < a.tokens; t += kLowLatencyWarps) {
+      pushLine(outbox() + weightLine(g.rank, t), ownWeightUnit(t), turn.epoch, hasWeightLine(),
+               Path::writes(g));
+    }
+    syncBlock();
+    const std::size_t at = a.area.weights(g.rank, 0);
+    const PortRange all{at, at, a.area.weights(g.rank, a.tokens) - at};
+    sendToPorts<Path>(g, LowLatencyKind::combine, turn.epoch, [&](int) { return all; });
+  }
+  /// Tokens of `source` before `token` with a row here: the place of their sum. A whole warp.
+  __device__ __forceinline__ int placeOf(int source, int token) const {
+    const std::int32_t* const slots =
+        a.slots + static_cast<std::int64_t>(source) * a.area.maxTokens * a.area.topk;
+    return countWhere(token, [&](int t) {
+      bool here = false;
+#pragma unroll 1
+      for (int k = 0; k < a.area.topk && !here; ++k) {
+        here = slots[static_cast<std::int64_t>(t) * a.area.topk + k] >= 0;
+      }
+      return here;
+    });
+  }
+  /// Between the peers' tokens and the own ones, all threads of every block: the peers' sums leave,
+  /// theirs are waited for.
+  __device__ __forceinline__ void passPorts() const {
+    const LowLatencyGroup& g = a.group;
+    if (sends(g.phase) && isLastWriter(g, LowLatencyKind::combine, shared().lastWriter)) {
+      sendToPorts<Path>(g, LowLatencyKind::combine, turn.epoch, [&](int peer) {
+        const auto rows = static_cast<std::size_t>(placeOf(peer, a.sourceTokens[peer]));
+        return PortRange{a.area.partial(peer, 0), a.area.partial(g.rank, 0),
+                         rows * a.area.rowBytes};
+      });
+    }
+    if (!receives(g.phase)) return;
+    awaitPorts<Path>(g, PortMessage::partial, turn.epoch, WaitWhat::lowLatencyPartial,
+                     [&](int peer) { giveUpOn(g, peer); });
+  }
+  __device__ __forceinline__ static CombineShared& shared() {
+    return sharedStorage<CombineShared>();
   }
 
   // ---- sums ------------------------------------------------------------------------------------
@@ -225,10 +282,14 @@ struct CombineBlock {
   __device__ __forceinline__ void addPeers(float (&sum)[8], int token, std::int64_t selection,
                                            int pass) const {
     const LowLatencyGroup& g = a.group;
+    if constexpr (Path::kPorts) findPlaces<Path>(a, token, selection, shared().places);
+    int owner = -1;
     forEachOwner(a, selection, [&](int rank) {
+      ++owner;
       if (rank == g.rank || isMasked<Path>(g, rank)) return;
       const std::uint64_t start = !Path::kFast && a.waitTotals ? nanoseconds() : 0;
-      const char* const line = areas.mine + partialLine(rank, token, pass);
+      const int place = isPort<Path>(g, rank) ? shared().places[owner] : token;
+      const char* const line = areas.mine + partialLine(rank, place, pass);
       Vec16 unit = peekLine(line, row.hasLine(pass));
       if (pullLine(waitControl<Path>(g), line, unit, turn.epoch, row.hasLine(pass),
                    lowLatencyWait(WaitWhat::lowLatencyPartial, rank), Path::writes(g))) {
@@ -250,7 +311,10 @@ struct CombineBlock {
   /// What becomes of a sum.
   __device__ __forceinline__ void finish(float (&sum)[8], const Item& item,
                                          std::int64_t selection) const {
-    if (item.source != a.group.rank) {
+    if (isPort<Path>(a.group, item.source)) {
+      pushLine(outbox() + partialLine(item.source, placeOf(item.source, item.token), item.pass),
+               narrowBf16(sum), turn.epoch, row.hasLine(item.pass), Path::writes(a.group));
+    } else if (item.source != a.group.rank) {
       pushLine(areas.at(item.source) + partialLine(a.group.rank, item.token, item.pass),
                narrowBf16(sum), turn.epoch, row.hasLine(item.pass), Path::writes(a.group));
     } else if (!receives(a.group.phase)) {
@@ -269,8 +333,14 @@ struct CombineBlock {
     Item item = peerItem(firstPeerItem());
     std::int32_t slot = loadSlot(item);
     request(rows, slot, 0, item.pass);
+    bool passed = !Path::kPorts;
 #pragma unroll 1
-    while (item.source >= 0) {
+    while (true) {
+      if (!passed && (item.source < 0 || item.source == a.group.rank)) {
+        passPorts();
+        passed = true;
+      }
+      if (item.source < 0) break;
       const Item next = after(item);
       const std::int32_t nextSlot = loadSlot(next);
       const bool own = item.source == a.group.rank;
@@ -288,18 +358,23 @@ struct CombineBlock {
   }
 };
 
-template <bool Fast>
+template <class Path>
 __device__ void lowLatencyCombineKernel(const LowLatencyCombineArgs& a) {
-  using Path = LowLatencyPath<Fast>;
   waitForPreviousKernel();
   letNextKernelStart();
   const LowLatencyTurn turn =
-      enterLowLatency<Path>(a.group, LowLatencyKind::combine, sharedStorage<LowLatencyTurn>());
+      enterLowLatency<Path>(a.group, LowLatencyKind::combine, sharedStorage<CombineShared>().turn);
   const CombineBlock<Path> block(a, turn);
   if (turn.sound) {
     if (sends(a.group.phase)) {
       block.pushWeights();
-      if (blockIndex() == gridSize() - 1) block.pushHello();
+      const bool last = blockIndex() == gridSize() - 1;
+      if (last) block.pushHello();
+      if constexpr (Path::kPorts) {
+        if (last) block.sendPortWeights();
+        awaitPorts<Path>(a.group, PortMessage::weights, turn.epoch, WaitWhat::lowLatencyWeights,
+                         [&](int peer) { giveUpOn(a.group, peer); });
+      }
     }
     block.run();
   }

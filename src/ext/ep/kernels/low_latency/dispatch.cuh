@@ -67,14 +67,36 @@ struct DispatchBlock {
   }
   /// Needs nothing but the tokens' own ids.
   __device__ __forceinline__ void pushToken(int token, const Loaded& loaded) const {
+    if constexpr (Path::kPorts) {
+      findPlaces<Path>(a, token, loaded.selection, shared.head().sendPlace);
+    }
     for (int pass = 0; pass < row.passes(); ++pass) {
       const Vec16 unit = pass == 0 ? loaded.unit : loadRow(token, pass);
+      int owner = -1;
       forEachOwner(a, loaded.selection, [&](int rank) {
+        ++owner;
         if (rank == a.group.rank && !ownStaged()) return;
         if (isMasked<Path>(a.group, rank)) return;
-        pushRow(areas.at(rank) + a.area.row(a.group.rank, token), unit, pass);
+        if (isPort<Path>(a.group, rank)) {
+          pushRow(outboxArea(a.group, LowLatencyKind::dispatch, turn.epoch) +
+                      a.area.row(rank, shared.head().sendPlace[owner]),
+                  unit, pass);
+        } else {
+          pushRow(areas.at(rank) + a.area.row(a.group.rank, token), unit, pass);
+        }
       });
     }
+  }
+  /// After all rows and ids: the block that comes last lets them go.
+  __device__ __forceinline__ void sendPorts() const {
+    const LowLatencyGroup& g = a.group;
+    if (!isLastWriter(g, LowLatencyKind::dispatch, shared.head().lastWriter)) return;
+    sendToPorts<Path>(g, LowLatencyKind::dispatch, turn.epoch, [&](int peer) {
+      const auto rows = static_cast<std::size_t>(placeAt(a, a.tokens, peer));
+      return PortRange{
+          a.area.block(peer), a.area.block(g.rank),
+          static_cast<std::size_t>(a.area.idLines) * kLineSize + rows * a.area.rowBytes};
+    });
   }
   /// `first`: the block's first token.
   __device__ __forceinline__ void pushTokens(const Loaded& first) const {
@@ -136,7 +158,8 @@ struct DispatchBlock {
                                            bool isKnown) const {
     const LowLatencyGroup& g = a.group;
     const bool own = item.source == g.rank && !ownStaged();
-    const char* const from = own ? nullptr : areas.mine + a.area.row(item.source, item.token);
+    const int at = isPort<Path>(g, item.source) ? shared.head().recvPlace[place] : item.token;
+    const char* const from = own ? nullptr : areas.mine + a.area.row(item.source, at);
     for (int pass = 0; pass < row.passes(); ++pass) {
       Vec16 unit = known;
       if (own) {
@@ -185,7 +208,9 @@ struct DispatchBlock {
       // The first row of a peer is in flight while the slots are computed.
       Vec16 seen{};
       const Item firstPeer = itemAt(1);
-      if (batch == 0 && n > 1 && firstPeer.exists) {
+      const bool peek =
+          batch == 0 && n > 1 && firstPeer.exists && !isPort<Path>(a.group, firstPeer.source);
+      if (peek) {
         seen = peekLine(areas.mine + a.area.row(firstPeer.source, firstPeer.token) +
                             static_cast<std::size_t>(row.line(0)) * kLineSize,
                         row.hasLine(0));
@@ -198,13 +223,18 @@ struct DispatchBlock {
         for (int k = static_cast<int>(warpId()) % kGroupWarps; k < topk; k += kGroupWarps) {
           findSlot(ids, place, item, k);
         }
+        if (isPort<Path>(a.group, item.source) && warpId() % kGroupWarps == 0) {
+          const int at = ids.placeOf(item.source, item.token);
+          if (laneId() == 0) shared.head().recvPlace[place] = at;
+        }
       }
       syncBlock();
       for (int place = 0; place < kPlaceBatch && batch + place < items; ++place) {
         const Item item = itemAt(batch + place);
         if (!item.exists || !isWanted(place)) continue;
         const bool fromPeer = item.source != a.group.rank;
-        const bool isKnown = batch == 0 && (fromPeer ? place == 1 : place == 0 && !ownStaged());
+        const bool isKnown =
+            batch == 0 && (fromPeer ? place == 1 && peek : place == 0 && !ownStaged());
         placeRow(item, place, fromPeer ? seen : own, isKnown);
       }
       syncBlock();
@@ -259,9 +289,8 @@ struct DispatchBlock {
   }
 };
 
-template <bool E4m3, bool Fast>
+template <bool E4m3, class Path>
 __device__ void lowLatencyDispatchKernel(const LowLatencyDispatchArgs& a) {
-  using Path = LowLatencyPath<Fast>;
   using Block = DispatchBlock<E4m3, Path>;
   const LowLatencyGroup& g = a.group;
   const DispatchShared shared{g.ranks, idUnitsOf(a.area), a.idsInShared,
@@ -281,6 +310,7 @@ __device__ void lowLatencyDispatchKernel(const LowLatencyDispatchArgs& a) {
     if (sends(g.phase)) {
       if (last) pushIds<Path>(a, shared, turn, idsFromSelf);
       block.pushTokens(first);
+      if constexpr (Path::kPorts) block.sendPorts();
     }
     if (receives(g.phase)) {
       awaitIds<Path>(a, shared, turn.epoch, idsFromSelf);

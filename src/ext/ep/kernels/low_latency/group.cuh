@@ -1,6 +1,7 @@
 #pragma once
 
 #include <mscclpp/device/device.hpp>
+#include <mscclpp/port_channel_device.hpp>
 
 #include "../api.cuh"
 #include "../low_latency_api.cuh"
@@ -25,9 +26,11 @@ inline constexpr int kUnitsPerPass = kLowLatencyThreads / kLineLanes * kLineUnit
 /// What the kernels need not ask in the common case: rows that one pass of a block moves, top-k up
 /// to kFastTopk, no masks, no statistics, whole lines, up to kInlineRanks ranks. A call is so short
 /// that code which is only skipped costs: instructions are fetched cold.
-template <bool Fast>
+template <bool Fast, bool Ports>
 struct LowLatencyPath {
   static constexpr bool kFast = Fast;
+  static constexpr bool kPorts = Ports;  ///< some peers are behind port channels
+  static_assert(!Fast || !Ports);
 
   __device__ __forceinline__ static LineWrites writes(const LowLatencyGroup& g) {
     return Fast ? LineWrites::whole : g.writes;
@@ -41,6 +44,12 @@ template <class Path>
 __device__ __forceinline__ char* regionOf(const LowLatencyGroup& g, int rank) {
   if constexpr (Path::kFast) return g.regions[rank];
   return rank < kInlineRanks ? g.regions[rank] : g.heaps[rank] + g.regionOffset;
+}
+/// Whether a peer is behind a port channel: then its memory is not mapped.
+template <class Path>
+__device__ __forceinline__ bool isPort(const LowLatencyGroup& g, int rank) {
+  if constexpr (!Path::kPorts) return false;
+  return g.heaps[rank] == nullptr;
 }
 __device__ __forceinline__ LowLatencyWords& wordsOf(const LowLatencyGroup& g) {
   return *reinterpret_cast<LowLatencyWords*>(g.region + g.plan.words());
@@ -131,6 +140,11 @@ __device__ __forceinline__ WaitControl waitControl(const LowLatencyGroup& g) {
   if (Path::shrink(g)) wait.record = nullptr;
   return wait;
 }
+/// Of pushes to a proxy: what a call has to tell is told also when this rank has failed meanwhile,
+/// so that its peers learn why.
+__device__ __forceinline__ WaitControl pushControl(const LowLatencyGroup& g) {
+  return {nullptr, g.wait.limitNs, g.wait.rank};
+}
 __device__ __forceinline__ WaitPoint lowLatencyWait(WaitWhat what, int peer) {
   return {static_cast<std::uint32_t>(what), peer};
 }
@@ -138,6 +152,20 @@ __device__ __forceinline__ WaitPoint lowLatencyWait(WaitWhat what, int peer) {
 __device__ __forceinline__ char* helloLine(const LowLatencyGroup& g, LowLatencyKind kind,
                                            char* region, int from, std::uint64_t epoch) {
   return region + g.plan.hello(kind, epoch, from);
+}
+
+/// The channels and words of a kind of call.
+__device__ __forceinline__ PortUse portUseOf(LowLatencyKind kind) {
+  return kind == LowLatencyKind::dispatch ? PortUse::lowLatencyDispatch
+                                          : PortUse::lowLatencyCombine;
+}
+/// The last epoch of a parity that a peer behind a port channel has told the end of.
+__device__ __forceinline__ std::uint64_t portFinished(const LowLatencyGroup& g, LowLatencyKind kind,
+                                                      int peer, unsigned parity) {
+  const std::uint64_t at =
+      PortWords{g.ranks}.offset(portUseOf(kind), peer, static_cast<int>(parity));
+  return epochOfCalls(callsUntil(g.ports.firstEpoch, parity), parity) +
+         loadAcquire(g.ports.words + at / sizeof(std::uint64_t));
 }
 
 /// Before anything is written: the peers have read what lies there, that of two epochs ago. They
@@ -164,6 +192,9 @@ __device__ __forceinline__ bool awaitRoom(const LowLatencyGroup& g, LowLatencyKi
     const std::uint32_t* const toldAt = toldWord(g, kind, peer, parity);
     const std::uint32_t* const finishedAt = finishedWord(g, kind, peer, parity);
     const auto look = [&] {
+      if (isPort<Path>(g, peer)) {
+        return reached(static_cast<std::uint32_t>(portFinished(g, kind, peer, parity)));
+      }
       return reached(loadAcquire(toldAt)) || reached(loadAcquire(finishedAt));
     };
     if (waitUntil(waitControl<Path>(g), look, lowLatencyWait(WaitWhat::lowLatencyRoom, peer),
@@ -193,9 +224,31 @@ __device__ __forceinline__ LowLatencyTurn enterLowLatency(const LowLatencyGroup&
   return shared;
 }
 
+/// What this block adds to an epoch counter.
+__device__ __forceinline__ std::uint64_t shareOf(const LowLatencyGroup& g) {
+  return blockIndex() != 0 ? g.share : kEpochStep - g.share * (gridSize() - 1);
+}
+/// Tells all peers behind port channels that a call has been received. A whole warp of one block.
+template <class Path>
+__device__ inline void tellPorts(const LowLatencyGroup& g, LowLatencyKind kind,
+                                 std::uint64_t epoch) {
+  const int k = static_cast<int>(kind), parity = static_cast<int>(epoch & 1);
+  std::uint64_t* const told = &wordsOf(g).toldPorts[k][parity];
+  const auto more = static_cast<std::int64_t>(epoch - loadRelaxed(told));
+  syncWarp();
+  for (int peer = static_cast<int>(laneId()); peer < g.ranks; peer += 32) {
+    if (peer == g.rank || !isPort<Path>(g, peer)) continue;
+    PortChannelDevice channel(g.ports.channels[k][peer]);
+    channel.atomicAdd(pushControl(g), PortWords{g.ranks}.offset(portUseOf(kind), g.rank, parity),
+                      more);
+  }
+  if (laneId() == 0) storeRelaxed(told, epoch);
+}
+
 /// End of a kernel, called by all threads: the epoch advances when the last block is here. After a
 /// receive half alone the peers are told, since no later message of this rank may do it in time;
-/// and with shrink, since masked ranks get no messages.
+/// and with shrink, since masked ranks get no messages. Peers behind port channels are always told:
+/// their hello may lie anywhere.
 template <class Path>
 __device__ __forceinline__ void finishLowLatency(const LowLatencyGroup& g, LowLatencyKind kind,
                                                  const LowLatencyTurn& turn) {
@@ -203,8 +256,9 @@ __device__ __forceinline__ void finishLowLatency(const LowLatencyGroup& g, LowLa
   if (warpId() != 0) return;
   LowLatencyWords& words = wordsOf(g);
   const int k = static_cast<int>(kind), parity = static_cast<int>(turn.epoch & 1);
-  const std::uint64_t share = blockIndex() != 0 ? g.share : kEpochStep - g.share * (gridSize() - 1);
-  const bool tells = receives(g.phase) && (!sends(g.phase) || Path::shrink(g));
+  const std::uint64_t share = shareOf(g);
+  const bool mapped = !sends(g.phase) || Path::shrink(g);  // told by a store
+  const bool tells = receives(g.phase) && (mapped || Path::kPorts);
   bool last = false;
   if (laneId() == 0) {
     if (sends(g.phase)) fetchAddLocalRelaxed(&words.sent[k], share);
@@ -216,8 +270,10 @@ __device__ __forceinline__ void finishLowLatency(const LowLatencyGroup& g, LowLa
     }
   }
   if (!tells || !any(last) || !turn.sound) return;
-  for (int peer = static_cast<int>(laneId()); peer < g.ranks; peer += 32) {
-    if (peer == g.rank) continue;
+  syncWarp();  // the vote orders no memory: what lane 0 acquired is for all
+  if constexpr (Path::kPorts) tellPorts<Path>(g, kind, turn.epoch);
+  for (int peer = static_cast<int>(laneId()); mapped && peer < g.ranks; peer += 32) {
+    if (peer == g.rank || isPort<Path>(g, peer)) continue;
     storeRelease(&peerWords(g, regionOf<Path>(g, peer), g.rank).finished[k][parity],
                  static_cast<std::uint32_t>(turn.epoch));
   }

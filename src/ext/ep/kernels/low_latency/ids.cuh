@@ -1,6 +1,6 @@
 #pragma once
 
-#include "group.cuh"
+#include "ports.cuh"
 
 /// Expert ids of all ranks: every rank sends its own to every other, and each computes the same
 /// slots from them. Nobody waits for an answer.
@@ -21,6 +21,10 @@ struct DispatchShared {
     alignas(16) std::int32_t slot[kPlaceBatch][kMaxLowLatencyTopk];
     std::int32_t expert[kPlaceBatch][kMaxLowLatencyTopk];  ///< of the slot, among the local ones
     std::uint32_t counts[kCountsAtOnce];
+    /// Behind port channels: of a token's row at its owners, and of the items' rows here.
+    int sendPlace[kMaxLowLatencyTopk];
+    int recvPlace[kPlaceBatch];
+    bool lastWriter;
   };
   int ranks;
   int idUnits;  ///< of one rank
@@ -69,8 +73,13 @@ __device__ __forceinline__ char* idLine(const LowLatencyDispatchArgs& a, char* r
   if (line == 0) return helloLine(a.group, LowLatencyKind::dispatch, region, source, epoch);
   return region + areaOffset + a.area.ids(source, line);
 }
+template <class Path>
 __device__ __forceinline__ const char* myIdLine(const LowLatencyDispatchArgs& a, int source,
                                                 int line, std::uint64_t epoch) {
+  if (isPort<Path>(a.group, source)) {
+    return a.group.region + a.group.plan.area(LowLatencyKind::dispatch, epoch) +
+           a.area.ids(source, line);
+  }
   return idLine(a, a.group.region, a.group.plan.area(LowLatencyKind::dispatch, epoch), source, line,
                 epoch);
 }
@@ -151,8 +160,12 @@ __device__ __forceinline__ void pushIds(const LowLatencyDispatchArgs& a,
       const int peer =
           a.group.rank + i < a.group.ranks ? a.group.rank + i : a.group.rank + i - a.group.ranks;
       if (peer == a.group.rank ? !toSelf : isMasked<Path>(a.group, peer)) continue;
-      pushLine(idLine(a, regionOf<Path>(a.group, peer), areaOffset, a.group.rank, line, turn.epoch),
-               unit, turn.epoch, line < lines, Path::writes(a.group));
+      char* const to =
+          isPort<Path>(a.group, peer)
+              ? outboxArea(a.group, LowLatencyKind::dispatch, turn.epoch) + a.area.ids(peer, line)
+              : idLine(a, regionOf<Path>(a.group, peer), areaOffset, a.group.rank, line,
+                       turn.epoch);
+      pushLine(to, unit, turn.epoch, line < lines, Path::writes(a.group));
     }
   }
 }
@@ -169,8 +182,15 @@ __device__ __forceinline__ bool awaitIdLines(const LowLatencyDispatchArgs& a,
   const int lane = static_cast<int>(laneId()) % kLineLanes;
   const int line = firstLine + static_cast<int>(laneId()) / kLineLanes;
   const bool inside = line < a.area.idLines;
-  const void* const hello = myIdLine(a, source, 0, epoch);
-  const void* const mine = myIdLine(a, source, inside ? line : 0, epoch);
+  const void* const hello = myIdLine<Path>(a, source, 0, epoch);
+  const void* const mine = myIdLine<Path>(a, source, inside ? line : 0, epoch);
+  // Behind a port channel the lines are here: if the hello is not, they lie elsewhere.
+  if (isPort<Path>(g, source) && loadAcquire(&lineTail(hello).epoch) != epoch) {
+    if (!Path::shrink(g) && laneId() == 0) {
+      reportFailure(g.wait, lowLatencyWait(WaitWhat::lowLatencyShape, source), 0, 0);
+    }
+    return false;
+  }
   // Both are in flight together; most often they arrive together too.
   Vec16 unit = peekLine(mine, inside && line != 0), head = peekLine(hello, true);
   if (!pullLine(wait, hello, head, epoch, true, point, Path::writes(g))) return false;
@@ -204,11 +224,17 @@ __device__ __forceinline__ void awaitSources(const LowLatencyDispatchArgs& a,
   const int warpsPerSource = (a.area.idLines + 3) / 4;
   const int sources = fromSelf ? g.ranks : g.ranks - 1;
   const std::uint64_t start = !Path::kFast && a.waitTotals ? nanoseconds() : 0;
+  if constexpr (Path::kPorts) {
+    awaitPorts<Path>(g, PortMessage::ids, epoch, WaitWhat::lowLatencyIds, [&](int source) {
+      if (laneId() == 0) storeRelaxed(&shared.missing()[source], 1u);
+    });
+  }
   for (int i = static_cast<int>(warpId()); i < sources * warpsPerSource; i += kLowLatencyWarps) {
     int source = i / warpsPerSource;
     const int part = i - source * warpsPerSource;
     if (!fromSelf && source >= g.rank) ++source;
-    if (isMasked<Path>(g, source)) {
+    const bool lost = isPort<Path>(g, source) && loadRelaxed(&shared.missing()[source]) != 0;
+    if (lost || isMasked<Path>(g, source)) {
       if (laneId() == 0) storeRelaxed(&shared.missing()[source], 1u);
       continue;
     }
@@ -250,6 +276,9 @@ __device__ __forceinline__ void settleSources(const LowLatencyDispatchArgs& a,
   if (!Path::shrink(g)) return;
   for (int s = 0; s < g.ranks; ++s) {
     if (loadRelaxed(&shared.missing()[s]) == 0) continue;
+    if (isPort<Path>(g, s)) {
+      awaitPort<Path>(g, PortMessage::ids, epoch, s, WaitWhat::lowLatencyIds);
+    }
     for (int line = static_cast<int>(warpId()) * 4; line < a.area.idLines;
          line += kLowLatencyWarps * 4) {
       awaitIdLines<Path>(a, shared, epoch, s, line);
@@ -279,7 +308,7 @@ struct IdReader {
   __device__ __forceinline__ Vec16 unit(int source, int index) const {
     if (Path::kFast || shared.idsHere) return shared.ids(source)[index];
     const int line = index / kLineUnits;
-    return loadLineUnit(myIdLine(a, source, line, epoch), index - line * kLineUnits);
+    return loadLineUnit(myIdLine<Path>(a, source, line, epoch), index - line * kLineUnits);
   }
   __device__ __forceinline__ std::uint32_t id(int source, int index) const {
     const Vec16 ids = unit(source, index / kIdsPerUnit);
@@ -303,6 +332,19 @@ struct IdReader {
     }
     if (lane < ids % kIdsPerUnit && id(source, whole * kIdsPerUnit + lane) == expert) ++equal;
     return equal;
+  }
+  /// Tokens of `source` before `token` that select an expert of this rank: the place of its row
+  /// when it came through a port channel. A whole warp.
+  __device__ __forceinline__ int placeOf(int source, int token) const {
+    return countWhere(token, [&](int t) {
+      bool comes = false;
+#pragma unroll 1
+      for (int k = 0; k < a.area.topk && !comes; ++k) {
+        const std::uint32_t expert = id(source, t * a.area.topk + k);
+        comes = expert != kNoExpert && ownerOf(a, expert) == a.group.rank;
+      }
+      return comes;
+    });
   }
   /// How many selections of `expert` come before selection `index` of `source`: all of lower
   /// sources, and earlier ones of this source. A whole warp.

@@ -1,0 +1,151 @@
+#pragma once
+
+#include <mscclpp/port_channel_device.hpp>
+
+#include "group.cuh"
+
+/// Peers behind port channels. What goes to one is gathered in this rank's outbox, laid out as it
+/// will lie in the peer's area, and leaves as one put and one signal: a proxy that moves messages
+/// cannot promise lines, so their arrival is the signal's business. Rows lie close together there,
+/// in the order of the tokens that go to the peer.
+namespace mscclpp::ep::MSCCLPP_PLATFORM_NS {
+
+__device__ __forceinline__ LowLatencyKind kindOf(PortMessage message) {
+  return message == PortMessage::ids ? LowLatencyKind::dispatch : LowLatencyKind::combine;
+}
+__device__ __forceinline__ const PortChannelHandle& channelTo(const LowLatencyGroup& g,
+                                                              LowLatencyKind kind, int peer) {
+  return g.ports.channels[static_cast<int>(kind)][peer];
+}
+/// Signals of a peer until its `message` of call `epoch` is here: a dispatch makes one, a combine
+/// two.
+__device__ __forceinline__ std::uint64_t signalsUntil(const LowLatencyGroup& g, PortMessage message,
+                                                      std::uint64_t epoch) {
+  const std::uint64_t calls = epoch - g.ports.firstEpoch;
+  if (message == PortMessage::ids) return calls;
+  return message == PortMessage::weights ? 2 * calls - 1 : 2 * calls;
+}
+__device__ __forceinline__ char* outboxArea(const LowLatencyGroup& g, LowLatencyKind kind,
+                                            std::uint64_t epoch) {
+  return g.heaps[g.rank] + g.ports.outboxOffset + (g.plan.area(kind, epoch) - g.plan.head());
+}
+
+/// Waits for a message of `peer`; a whole warp.
+template <class Path>
+__device__ __forceinline__ bool awaitPort(const LowLatencyGroup& g, PortMessage message,
+                                          std::uint64_t epoch, int peer, WaitWhat what) {
+  bool came = true;
+  if (laneId() == 0) {
+    const std::uint64_t count = signalsUntil(g, message, epoch);
+    std::uint64_t* const word = &peerWords(g, g.region, peer).arrived[static_cast<int>(message)];
+    const WaitPoint point = lowLatencyWait(what, peer);
+    if (blockIndex() == 0) {
+      const PortChannelDevice channel(channelTo(g, kindOf(message), peer));
+      came = waitUntil(
+          waitControl<Path>(g), [&] { return channel.signals() >= count; }, point, word);
+      // Of two calls under way the later one may be received first.
+      if (came && loadRelaxed(word) < count) storeRelease(word, count);
+    } else {
+      came = waitUntil(
+          waitControl<Path>(g), [&] { return loadAcquire(word) >= count; }, point, word);
+    }
+  }
+  came = all(came);
+  syncWarp();  // votes order no memory
+  return came;
+}
+
+/// All threads: waits for the message of every peer behind a port channel. Calls missing(peer) in
+/// all lanes of a warp for one that did not come.
+template <class Path, class F>
+__device__ __forceinline__ void awaitPorts(const LowLatencyGroup& g, PortMessage message,
+                                           std::uint64_t epoch, WaitWhat what, F&& missing) {
+  for (int peer = static_cast<int>(warpId()); peer < g.ranks; peer += kLowLatencyWarps) {
+    if (peer == g.rank || !isPort<Path>(g, peer) || isMasked<Path>(g, peer)) continue;
+    if (!awaitPort<Path>(g, message, epoch, peer, what)) missing(peer);
+  }
+  syncBlock();
+}
+
+/// What goes to one peer: offsets in an area, and bytes.
+struct PortRange {
+  std::uint64_t from;
+  std::uint64_t to;
+  std::uint64_t bytes;
+};
+/// All threads of one block, when everything is written: a message and a signal to every peer
+/// behind a port channel, or the signal alone where nothing is to be sent, since signals are
+/// counted. rangeOf(peer) runs in all lanes of a warp.
+template <class Path, class F>
+__device__ __forceinline__ void sendToPorts(const LowLatencyGroup& g, LowLatencyKind kind,
+                                            std::uint64_t epoch, F&& rangeOf) {
+  for (int i = static_cast<int>(warpId()); i < g.ranks - 1; i += kLowLatencyWarps) {
+    const int peer = g.rank + 1 + i < g.ranks ? g.rank + 1 + i : g.rank + 1 + i - g.ranks;
+    if (!isPort<Path>(g, peer)) continue;
+    const PortRange range = isMasked<Path>(g, peer) ? PortRange{} : rangeOf(peer);
+    if (laneId() != 0) continue;
+    PortChannelDevice channel(channelTo(g, kind, peer));
+    if (range.bytes == 0) {
+      channel.signal(pushControl(g));
+    } else {
+      channel.putWithSignal(
+          pushControl(g), g.regionOffset + g.plan.area(kind, epoch) + range.to,
+          g.ports.outboxOffset + (g.plan.area(kind, epoch) - g.plan.head()) + range.from,
+          range.bytes);
+    }
+  }
+}
+
+/// All threads of every block that sends, once: true in the block that comes last, for which
+/// everything that the others wrote before is there. `shared`: a word in shared memory.
+__device__ __forceinline__ bool isLastWriter(const LowLatencyGroup& g, LowLatencyKind kind,
+                                             bool& shared) {
+  syncBlock();
+  if (threadIndex() == 0) {
+    const std::uint64_t share = shareOf(g);
+    const std::uint64_t before =
+        fetchAddLocalAcqRel(&wordsOf(g).written[static_cast<int>(kind)], share);
+    shared = (before + share) % kEpochStep == 0;
+  }
+  syncBlock();
+  return shared;
+}
+
+/// How many of numbers below `count` f is true for. A whole warp.
+template <class F>
+__device__ __forceinline__ int countWhere(int count, F&& f) {
+  std::uint32_t found = 0;
+#pragma unroll 1
+  for (int i = static_cast<int>(laneId()); i < count; i += 32) found += f(i) ? 1 : 0;
+  return static_cast<int>(sumWarp(found));
+}
+/// Own tokens before `token` that select an expert of `rank`: the place of its row there. A whole
+/// warp.
+template <class Args>
+__device__ __forceinline__ int placeAt(const Args& a, int token, int rank) {
+  return countWhere(token, [&](int t) {
+    const std::int64_t* const ids = a.topkIdx + static_cast<std::int64_t>(t) * a.area.topk;
+    bool goes = false;
+#pragma unroll 1
+    for (int k = 0; k < a.area.topk && !goes; ++k) goes = ownerOf(a, ids[k]) == rank;
+    return goes;
+  });
+}
+/// All threads: places[i] for the i-th owner of a token's selections, where it is behind a port
+/// channel. `places`: in shared memory, as many as there can be selections.
+template <class Path, class Args>
+__device__ __forceinline__ void findPlaces(const Args& a, int token, std::int64_t selection,
+                                           int* places) {
+  syncBlock();  // those of the token before are used
+  int i = 0;
+  forEachOwner(a, selection, [&](int rank) {
+    if (isPort<Path>(a.group, rank) && i % kLowLatencyWarps == static_cast<int>(warpId())) {
+      const int place = placeAt(a, token, rank);
+      if (laneId() == 0) places[i] = place;
+    }
+    ++i;
+  });
+  syncBlock();
+}
+
+}  // namespace mscclpp::ep::MSCCLPP_PLATFORM_NS
