@@ -258,9 +258,9 @@ int runLowLatencyBench(const LowLatencyBenchOptions& options, const RankContext&
   bufferOptions.topology = options.topology;
   Buffer buffer(context.bootstrap, bufferOptions);
   const Topology& topology = buffer.topology();
-  const LowLatencyPlace place{device.device().describe(), topology.nodes(),
-                              std::string(topology.transport() ? toString(*topology.transport())
-                                                               : "")};
+  const LowLatencyPlace place{
+      device.device().describe(), topology.nodes(),
+      std::string(topology.transport() ? toString(*topology.transport()) : "")};
   std::vector<LowLatencyLine> lines;
   for (const int tokens : options.tokens) {
     LowLatencyRank rank(options, context, device, buffer, tokens);

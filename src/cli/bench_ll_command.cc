@@ -77,9 +77,10 @@ void addLowLatencyBench(CLI::App& app, const std::vector<std::string>& arguments
   };
   number("--ranks", args->rankCount, 1, kMaxRanks,
          "Number of ranks; default: one per GPU, 2 on cpu");
-  number("--nodes", args->nodes, 1, kMaxRanks,
-         "Nodes that the ranks play on this host: between them, proxies carry the data; default: 1, "
-         "or as MSCCLPP_EP_RANKS_PER_NODE says");
+  number(
+      "--nodes", args->nodes, 1, kMaxRanks,
+      "Nodes that the ranks play on this host: between them, proxies carry the data; default: 1, "
+      "or as MSCCLPP_EP_RANKS_PER_NODE says");
   command
       ->add_option("--transport", args->transport,
                    "What carries the data between nodes: shm (cpu), cuda_ipc (cuda), tcp or verbs; "

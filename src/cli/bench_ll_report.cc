@@ -29,8 +29,8 @@ std::string formatLowLatency(const LowLatencyBenchOptions& options,
       options.ranks, options.processes ? "processes" : "threads",
       place.nodes > 1 ? fmt::format(" on {} nodes ({} between them)", place.nodes, place.transport)
                       : "",
-      options.hidden, options.topk, options.experts, place.device, options.iterations, options.calls,
-      options.platform == Platform::cuda ? " in a graph" : "");
+      options.hidden, options.topk, options.experts, place.device, options.iterations,
+      options.calls, options.platform == Platform::cuda ? " in a graph" : "");
   TextTable table({"tokens", "format", "dispatch us", "GB/s", "combine us", "GB/s", "pair us",
                    "pair in halves us", "wire out MB", "wire back MB", "check"},
                   2);
@@ -46,13 +46,12 @@ std::string formatLowLatency(const LowLatencyBenchOptions& options,
 }
 
 std::string lowLatencyJson(const LowLatencyBenchOptions& options,
-                           const std::vector<LowLatencyLine>& lines,
-                           const LowLatencyPlace& place) {
+                           const std::vector<LowLatencyLine>& lines, const LowLatencyPlace& place) {
   std::string text = fmt::format(
       R"({{"device": "{}", "nodes": {}, "transport": "{}", "ranks": {}, "hidden": {}, "topk": {}, "experts": {}, "calls": {}, )"
       R"("iterations": {}, "num_sms": {}, "lines": [)",
-      place.device, place.nodes, place.transport, options.ranks, options.hidden, options.topk, options.experts, options.calls,
-      options.iterations, options.numSms);
+      place.device, place.nodes, place.transport, options.ranks, options.hidden, options.topk,
+      options.experts, options.calls, options.iterations, options.numSms);
   for (std::size_t i = 0; i < lines.size(); ++i) {
     const LowLatencyLine& line = lines[i];
     text += fmt::format(

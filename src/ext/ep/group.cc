@@ -18,6 +18,8 @@ namespace {
 
 /// On the CPU platform blocks cost time and add no bandwidth; a few keep the protocol honest.
 constexpr int kMostCpuBlocks = 4;
+/// Left free for proxies' copies between ranks that share a GPU.
+constexpr int kCopyMultiprocessors = 12;
 /// Communication, reclaiming, and the caller's own.
 constexpr int kStreamsPerRank = 3;
 /// Looking for a failed device costs more than a poll.
@@ -322,8 +324,12 @@ bool Group::inPool(const void* p) const {
 }
 
 int Group::blocks(int wanted) const {
-  const int most =
-      options_.platform == Platform::cpu ? kMostCpuBlocks : device_->multiprocessors() / sharers_;
+  // Copies inside a GPU need multiprocessors too: proxies of ranks that share one would wait for
+  // kernels that wait for them.
+  const int kept = ports_ && sharers_ > 1 ? kCopyMultiprocessors : 0;
+  const int most = options_.platform == Platform::cpu
+                       ? kMostCpuBlocks
+                       : (device_->multiprocessors() - kept) / sharers_;
   return std::clamp(wanted, 1, std::max(most, 1));
 }
 

@@ -51,6 +51,7 @@ struct alignas(kLineBytes) LowLatencyPeer {
   /// A peer behind a port channel: how often each of its messages has come. Block 0 looks at the
   /// channel, which may be host memory, for all.
   std::uint64_t arrived[kPortMessages];
+  std::uint64_t lost[kPortMessages];  ///< block 0 has given up waiting for that one
 };
 
 constexpr std::size_t linesFor(std::size_t units) {

@@ -129,9 +129,9 @@ struct CombineBlock {
         a.slots + static_cast<std::int64_t>(source) * a.area.maxTokens * a.area.topk;
     return countWhere(token, [&](int t) {
       bool here = false;
-#pragma unroll 1
-      for (int k = 0; k < a.area.topk && !here; ++k) {
-        here = slots[static_cast<std::int64_t>(t) * a.area.topk + k] >= 0;
+#pragma unroll 4
+      for (int k = 0; k < a.area.topk; ++k) {
+        here |= slots[static_cast<std::int64_t>(t) * a.area.topk + k] >= 0;
       }
       return here;
     });

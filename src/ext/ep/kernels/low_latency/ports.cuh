@@ -30,6 +30,42 @@ __device__ __forceinline__ char* outboxArea(const LowLatencyGroup& g, LowLatency
   return g.heaps[g.rank] + g.ports.outboxOffset + (g.plan.area(kind, epoch) - g.plan.head());
 }
 
+/// A peer sends its sums when it has everybody's weights: who waits for those is to report first.
+inline constexpr std::uint64_t kPartialGraceNs = 10'000'000;
+
+/// Block 0 looks at the channel and publishes what it saw.
+template <class Path>
+__device__ __forceinline__ bool lookAtPort(const LowLatencyGroup& g, PortMessage message,
+                                           std::uint64_t count, int peer, WaitWhat what) {
+  LowLatencyPeer& words = peerWords(g, g.region, peer);
+  const int m = static_cast<int>(message);
+  const PortChannelDevice channel(channelTo(g, kindOf(message), peer));
+  WaitControl control = waitControl<Path>(g);
+  if (message == PortMessage::partial && control.limitNs != 0) control.limitNs += kPartialGraceNs;
+  if (!waitUntil(
+          control, [&] { return channel.signals() >= count; }, lowLatencyWait(what, peer),
+          &words.arrived[m])) {
+    storeRelease(&words.lost[m], count);
+    return false;
+  }
+  // Of two calls under way the later one may be received first.
+  if (loadRelaxed(&words.arrived[m]) < count) storeRelease(&words.arrived[m], count);
+  return true;
+}
+/// The other blocks wait for block 0 alone, whose wait ends. They look neither at the channel nor
+/// at the failure record: those are host memory, where a look of every block takes a microsecond
+/// after the other, and block 0's look has to queue.
+__device__ __forceinline__ bool lookAtBlock0(const LowLatencyGroup& g, PortMessage message,
+                                             std::uint64_t count, int peer, WaitWhat what) {
+  LowLatencyPeer& words = peerWords(g, g.region, peer);
+  const std::uint64_t* const arrived = &words.arrived[static_cast<int>(message)];
+  const std::uint64_t* const lost = &words.lost[static_cast<int>(message)];
+  waitUntil(
+      WaitControl{nullptr, 0, g.wait.rank},
+      [&] { return loadAcquire(arrived) >= count || loadAcquire(lost) == count; },
+      lowLatencyWait(what, peer), arrived);
+  return loadAcquire(arrived) >= count;
+}
 /// Waits for a message of `peer`; a whole warp.
 template <class Path>
 __device__ __forceinline__ bool awaitPort(const LowLatencyGroup& g, PortMessage message,
@@ -37,18 +73,8 @@ __device__ __forceinline__ bool awaitPort(const LowLatencyGroup& g, PortMessage 
   bool came = true;
   if (laneId() == 0) {
     const std::uint64_t count = signalsUntil(g, message, epoch);
-    std::uint64_t* const word = &peerWords(g, g.region, peer).arrived[static_cast<int>(message)];
-    const WaitPoint point = lowLatencyWait(what, peer);
-    if (blockIndex() == 0) {
-      const PortChannelDevice channel(channelTo(g, kindOf(message), peer));
-      came = waitUntil(
-          waitControl<Path>(g), [&] { return channel.signals() >= count; }, point, word);
-      // Of two calls under way the later one may be received first.
-      if (came && loadRelaxed(word) < count) storeRelease(word, count);
-    } else {
-      came = waitUntil(
-          waitControl<Path>(g), [&] { return loadAcquire(word) >= count; }, point, word);
-    }
+    came = blockIndex() == 0 ? lookAtPort<Path>(g, message, count, peer, what)
+                             : lookAtBlock0(g, message, count, peer, what);
   }
   came = all(came);
   syncWarp();  // votes order no memory
@@ -126,8 +152,8 @@ __device__ __forceinline__ int placeAt(const Args& a, int token, int rank) {
   return countWhere(token, [&](int t) {
     const std::int64_t* const ids = a.topkIdx + static_cast<std::int64_t>(t) * a.area.topk;
     bool goes = false;
-#pragma unroll 1
-    for (int k = 0; k < a.area.topk && !goes; ++k) goes = ownerOf(a, ids[k]) == rank;
+#pragma unroll 4
+    for (int k = 0; k < a.area.topk; ++k) goes |= ownerOf(a, ids[k]) == rank;
     return goes;
   });
 }
