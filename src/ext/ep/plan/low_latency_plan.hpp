@@ -45,6 +45,7 @@ constexpr std::uint64_t callsUntil(std::uint64_t epoch, unsigned parity) {
 /// What a peer writes here, and what this rank has decided about it.
 struct alignas(kLineBytes) LowLatencyPeer {
   /// By the peer's receive halves: the last epoch of this parity that it has finished (low bits).
+  /// By this rank's block 0 when the peer is behind a port channel.
   std::uint32_t finished[kLowLatencyKinds][2];
   std::uint64_t verdict;  ///< 2 * epoch + (its ids did not come in time); see settleSources()
   std::uint32_t masked;   ///< this rank does without the peer

@@ -193,7 +193,8 @@ __device__ __forceinline__ bool awaitRoom(const LowLatencyGroup& g, LowLatencyKi
     const std::uint32_t* const finishedAt = finishedWord(g, kind, peer, parity);
     const auto look = [&] {
       if (isPort<Path>(g, peer)) {
-        return reached(static_cast<std::uint32_t>(portFinished(g, kind, peer, parity)));
+        return reached(loadAcquire(finishedAt)) ||
+               reached(static_cast<std::uint32_t>(portFinished(g, kind, peer, parity)));
       }
       return reached(loadAcquire(toldAt)) || reached(loadAcquire(finishedAt));
     };

@@ -48,6 +48,15 @@ __device__ __forceinline__ bool lookAtPort(const LowLatencyGroup& g, PortMessage
     storeRelease(&words.lost[m], count);
     return false;
   }
+  // What the peer had received before it sent this is known by now: the next call need not look at
+  // the counters, which are host memory, at its start.
+  if (message != PortMessage::partial) {
+    const LowLatencyKind kind = kindOf(message);
+    for (unsigned parity = 0; parity < 2; ++parity) {
+      storeRelease(&words.finished[static_cast<int>(kind)][parity],
+                   static_cast<std::uint32_t>(portFinished(g, kind, peer, parity)));
+    }
+  }
   // Of two calls under way the later one may be received first.
   if (loadRelaxed(&words.arrived[m]) < count) storeRelease(&words.arrived[m], count);
   return true;
