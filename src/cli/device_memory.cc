@@ -40,6 +40,9 @@ void RankDevice::write(const Tensor& tensor, const void* host) const {
 }
 
 void RankDevice::read(const Tensor& tensor, void* host) const {
+  // A copy to ordinary host memory that is queued behind a pending kernel blocks the driver, and
+  // with it the proxies that the kernel waits for.
+  stream_->synchronize();
   if (tensor.bytes() > 0) device_->copy(host, tensor.data, tensor.bytes(), *stream_);
   stream_->synchronize();
 }

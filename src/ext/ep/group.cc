@@ -351,6 +351,9 @@ void Group::raiseIfFailed() {
   if (isNew) {
     broken_ = record.what == kWaitProxyFailed && ports_ ? "EP: " + ports_->failure()
                                                         : describeFailure(record);
+    // What the kernels told the peers must reach them before this rank goes: it may be all that
+    // they learn.
+    if (ports_) runNoThrow("telling the peers of other nodes", [&] { ports_->drain(); });
   }
   if (broken_.empty()) return;
   throwError(codeOf(record), isNew ? broken_ : "the Buffer is of no use since: " + broken_);

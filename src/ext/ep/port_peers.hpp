@@ -37,6 +37,8 @@ class PortPeers {
   std::uint64_t* words() const { return reinterpret_cast<std::uint64_t*>(counters_.data()); }
   /// What broke first; empty while all is well.
   std::string failure() const { return service_->failure(); }
+  /// Blocks until what kernels have pushed is complete. @throws as ProxyService::drain().
+  void drain() { service_->drain(); }
   /// Collective, when no kernel uses the channels any more: waits until all that was pushed has
   /// arrived everywhere, then stops the proxies. @throws as ProxyService::drain().
   void close(Bootstrap& bootstrap);
