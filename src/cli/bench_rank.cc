@@ -231,7 +231,9 @@ BenchLine BenchRank::measure(BenchCase which, const Case& data, int blocks) {
   line.which = which;
   line.blocks = blocks;
   step("plain copy");
-  if (which != BenchCase::layout) line.copy = roofline(which, data, blocks);
+  // Other nodes' memory is not mapped: no kernel could copy there.
+  const bool copyable = buffer_->topology().nodes() == 1;
+  if (which != BenchCase::layout && copyable) line.copy = roofline(which, data, blocks);
   step("timing");
   poison(data);
   line.call = loop_->run([&] { return call(which, data, blocks); });
