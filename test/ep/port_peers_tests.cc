@@ -23,9 +23,9 @@ TEST(EpPortPeers, GroupsSpanNodesAndEnd) {
     for (const auto& [ranks, perNode] : {std::pair{2, 1}, {4, 2}, {4, 1}, {4, 3}}) {
       SCOPED_TRACE(std::string(toString(transport)) + ", " + std::to_string(ranks) + " ranks, " +
                    std::to_string(perNode) + " per node");
-      runRanks(ranks, nodeOptions(perNode, transport), [&, perNode = perNode](RankContext& rank) {
+      runRanks(ranks, nodeOptions(perNode, transport), [&, each = perNode](RankContext& rank) {
         const Topology& topology = rank.buffer().topology();
-        EXPECT_EQ(topology.nodes(), (topology.ranks() + perNode - 1) / perNode);
+        EXPECT_EQ(topology.nodes(), (topology.ranks() + each - 1) / each);
         EXPECT_EQ(topology.transport(), transport);
         rank.buffer().checkHealth();
       });
