@@ -15,7 +15,7 @@ Buffer::Buffer(std::shared_ptr<Bootstrap> bootstrap, const BufferOptions& option
 
 Buffer::~Buffer() {
   if (impl_ && impl_->group) {
-    runNoThrow("~Buffer", [&] { impl_->group->synchronize(); });
+    runNoThrow("~Buffer", [&] { impl_->group->drain(); });
   }
 }
 

@@ -405,6 +405,11 @@ std::shared_ptr<void> Group::takeFromPool(std::size_t bytes, Stream& useOn, void
   return std::shared_ptr<void>(heap() + *offset, std::move(giveBack));
 }
 
+void Group::drain() {
+  synchronize();
+  if (ports_ && !broken()) ports_->drain();
+}
+
 void Group::close() {
   synchronize();
   pool_.drain();

@@ -56,6 +56,9 @@ class Group : public std::enable_shared_from_this<Group> {
   void enterCaller(Stream& caller);
   /// Blocks until everything that the group has enqueued is done.
   void synchronize();
+  /// The same, and until this rank's proxies have delivered what that work told peers of other
+  /// nodes: they may still need it when this rank is done.
+  void drain();
   Pool& pool() { return pool_; }
   const IntranodeKernels& kernels() const { return *kernels_; }
   char* heap() const { return static_cast<char*>(heap_.get()); }

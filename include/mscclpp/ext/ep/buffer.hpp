@@ -148,7 +148,8 @@ class Buffer {
  public:
   /// Collective. Allocates and exchanges the symmetric heap, loads every kernel.
   Buffer(std::shared_ptr<Bootstrap> bootstrap, const BufferOptions& options);
-  /// Local: frees without communicating. Prefer destroy(), which waits for the peers.
+  /// Local: waits for this rank's own work, and until its proxies have delivered what other nodes
+  /// are to get of it, then frees. Prefer destroy(), which waits for the peers.
   ~Buffer();
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
