@@ -3,6 +3,9 @@
 #include <cstdlib>
 #include <thread>
 
+#include <mscclpp/device/device.hpp>
+#include <mscclpp/device/launch.hpp>
+
 namespace mscclpp::ep::testing {
 namespace {
 
@@ -21,10 +24,10 @@ std::vector<std::uint64_t> chaosSeeds() {
   return seeds;
 }
 
-ManualGroup::ManualGroup(int ranks, BufferOptions options)
-    : meeting_(ranks), contexts_(static_cast<std::size_t>(ranks)) {
+ManualGroup::ManualGroup(int ranks, BufferOptions options, double limitSeconds)
+    : meeting_(ranks), limited_(limitSeconds > 0), contexts_(static_cast<std::size_t>(ranks)) {
   options.platform = Platform::cpu;
-  options.timeoutSeconds = 0;
+  options.timeoutSeconds = limitSeconds;
   std::vector<std::thread> threads;
   std::vector<std::string> errors(static_cast<std::size_t>(ranks));
   for (std::size_t r = 0; r < contexts_.size(); ++r) {
@@ -57,6 +60,7 @@ bool ManualGroup::run(const device::RuntimeConfig& config, const RankFunction& e
   device::RuntimeConfig own = config;
   // Proxies are outside the run time, which must not take a wait for them for a deadlock.
   if (contexts_.front()->buffer().topology().nodes() > 1) own.closed = false;
+  if (limited_) own.closed = false;  // limits that are still to pass are progress
   device::Manual manual(own);
   for (const auto& context : contexts_) enqueue(*context);
   if (manual.runAll()) return true;
@@ -69,6 +73,24 @@ void ManualGroup::forEach(const RankFunction& check) {
     SCOPED_TRACE("rank " + std::to_string(context->rank()));
     check(*context);
   }
+}
+
+namespace {
+
+struct Rounds {
+  int count;
+};
+void passRounds(const Rounds& rounds) {
+  for (int i = 0; i < rounds.count; ++i) device::cpu::syncBlock();
+}
+
+}  // namespace
+
+void keepBusy(RankContext& rank, int rounds) {
+  if (rounds == 0) return;
+  device::launch<passRounds, 64>({.blocks = 1, .threads = 64},
+                                 static_cast<device::NativeStream>(rank.compute().native()),
+                                 Rounds{rounds});
 }
 
 device::RuntimeConfig fifoSchedule() {

@@ -13,8 +13,11 @@ std::vector<std::uint64_t> chaosSeeds();
 
 class ManualGroup {
  public:
-  /// CPU platform. Waits have no limit: the runtime reports "no progress" at once.
-  ManualGroup(int ranks, BufferOptions options);
+  /// CPU platform. Waits have no limit: the runtime reports "no progress" at once. With a limit of
+  /// kShortestLimit every wait ends at its first look at the clock, after 16 polls: what is late is
+  /// the schedule's choice alone.
+  ManualGroup(int ranks, BufferOptions options, double limitSeconds = 0);
+  static constexpr double kShortestLimit = 1.5e-9;
   ManualGroup(const ManualGroup&) = delete;
   ManualGroup& operator=(const ManualGroup&) = delete;
 
@@ -32,9 +35,13 @@ class ManualGroup {
 
  private:
   Meeting meeting_;
+  bool limited_;
   std::vector<std::unique_ptr<RankContext>> contexts_;
   std::string failure_;
 };
+
+/// Occupies the rank's compute stream for that many turns of the schedule.
+void keepBusy(RankContext& rank, int rounds);
 
 /// In order with fair turns, or as the seed says.
 device::RuntimeConfig fifoSchedule();
