@@ -175,5 +175,46 @@ TEST(EpLowLatencyRows, CombineWithAPeerThatHasNoTokens) {
   });
 }
 
+/// Four blocks wait for the same late peer: what all of them waited is in the sum. In fair orders
+/// with many switches, so that every block waits when the first event is reached.
+TEST(EpLowLatencyRows, WaitsOfAllBlocksCount) {
+  constexpr int kBlocks = 4;
+  const LowLatencyWorld world({.ranks = 2, .tokens = {kBlocks, 0}, .topk = 2, .experts = 2});
+  for (std::uint64_t seed = 1; seed <= 10 && !HasFailure(); ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    RuntimeConfig config = RuntimeConfig::testing(seed, false);
+    config.preemptPercent = 40;
+    ManualGroup group(2, lowLatencyOptions(world, 40));
+    device::Event waiting, late;
+    Tensor waits;
+    ASSERT_TRUE(group.run(config, [&](RankContext& rank) {
+      const auto sent = lowLatencyDispatch(rank, world, {.hidden = 40, .numSms = kBlocks});
+      LowLatencyCombineRequest request;
+      request.x = rank.upload(DType::bf16, {world.localExperts(), 2 * kBlocks, 40},
+                              lowLatencyExperts(world, 1, 40, rank.rank()));
+      const reference::Routing& routing = world.routing(rank.rank());
+      request.topkIdx = rank.upload(DType::i64, {routing.tokens, 2}, routing.topkIdx);
+      request.topkWeights = rank.upload(DType::f32, {routing.tokens, 2}, routing.topkWeights);
+      request.handle = sent.handle;
+      request.numSms = kBlocks;
+      request.order = rank.order();
+      if (rank.rank() == 0) {
+        request.waitTotals = waits = rank.upload(DType::i64, {2}, std::vector<std::int64_t>{5, 5});
+      } else {
+        auto& stream = *static_cast<device::Stream*>(rank.compute().native());
+        keepBusy(rank, 400);
+        waiting.record(stream);
+        keepBusy(rank, 4000);
+        late.record(stream);
+      }
+      rank.buffer().lowLatencyCombine(request);
+    })) << group.failure();
+    const auto got = group[0].download<std::int64_t>(waits);
+    const auto least = static_cast<std::int64_t>(late.timestampNs() - waiting.timestampNs());
+    EXPECT_EQ(got[0], 5) << "nobody waits for itself";
+    EXPECT_GE(got[1], 5 + kBlocks * least);
+  }
+}
+
 }  // namespace
 }  // namespace mscclpp::ep::testing
