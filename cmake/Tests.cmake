@@ -19,6 +19,12 @@ elseif(MSCCLPP_SANITIZER STREQUAL "thread")
   # By default every process sleeps one second at its end, and a failing one twice that.
   set(MSCCLPP_TEST_ENVIRONMENT "TSAN_OPTIONS=path_list_prepend:atexit_sleep_ms=0")
 endif()
+# And of tests that start processes.
+set(MSCCLPP_PROCESS_TEST_ENVIRONMENT ${MSCCLPP_TEST_ENVIRONMENT})
+if(MSCCLPP_SANITIZER STREQUAL "thread")
+  list(APPEND MSCCLPP_PROCESS_TEST_ENVIRONMENT
+       "TSAN_OPTIONS=path_list_prepend:suppressions=${PROJECT_SOURCE_DIR}/test/tsan_processes.txt")
+endif()
 
 add_custom_target(mscclpp_gpu_tests)
 
@@ -73,6 +79,10 @@ function(mscclpp_add_test)
     NO_PRETTY_VALUES # names as in googletest: the values may hold addresses, which change
     DISCOVERY_MODE PRE_TEST
     DISCOVERY_TIMEOUT 60)
+  set(environment ${MSCCLPP_TEST_ENVIRONMENT})
+  if("mp" IN_LIST arg_LABELS)
+    set(environment ${MSCCLPP_PROCESS_TEST_ENVIRONMENT})
+  endif()
   # Not through gtest_discover_tests(PROPERTIES): it keeps only the first of several labels. This
   # file is read when ctest starts, so that many seeds get more time.
   set(properties_file "${CMAKE_CURRENT_BINARY_DIR}/${arg_NAME}_properties.cmake")
@@ -89,7 +99,7 @@ foreach(test IN LISTS @arg_NAME@_found)
   set_tests_properties(
     "${test}"
     PROPERTIES LABELS "@arg_LABELS@" TIMEOUT "${timeout}" PROCESSORS "@arg_PROCESSORS@"
-               ENVIRONMENT_MODIFICATION "@MSCCLPP_TEST_ENVIRONMENT@")
+               ENVIRONMENT_MODIFICATION "@environment@")
 endforeach()
 ]=]
     @ONLY)

@@ -22,6 +22,7 @@ struct CombineShared {
   LowLatencyTurn turn;
   int places[kMaxLowLatencyTopk];  ///< of the rows of an own token behind port channels
   bool lastWriter;
+  std::uint32_t portsLost;  ///< not 0: a message did not come
 };
 
 template <class Path>
@@ -88,7 +89,7 @@ struct CombineBlock {
 #pragma unroll 1
       for (int i = static_cast<int>(warpId()); i < g.ranks - 1; i += kLowLatencyWarps) {
         const int peer = i + (i >= g.rank ? 1 : 0);
-        if (isPort<Path>(g, peer) || isMasked<Path>(g, peer)) continue;
+        if (isPort<Path>(g, peer) || isMaskedForWarp<Path>(g, peer)) continue;
         pushLine(areas.at(peer) + weightLine(g.rank, t), unit, turn.epoch, hasWeightLine(),
                  Path::writes(g));
       }
@@ -99,7 +100,7 @@ struct CombineBlock {
     const LowLatencyGroup& g = a.group;
     for (int i = static_cast<int>(warpId()); i < g.ranks - 1; i += kLowLatencyWarps) {
       const int peer = i + (i >= g.rank ? 1 : 0);
-      if (isPort<Path>(g, peer) || isMasked<Path>(g, peer)) continue;
+      if (isPort<Path>(g, peer) || isMaskedForWarp<Path>(g, peer)) continue;
       pushLine(helloLine(g, LowLatencyKind::combine, regionOf<Path>(g, peer), g.rank, turn.epoch),
                Vec16{{0, turn.finished, 0, 0}}, turn.epoch, laneId() < kLineLanes, Path::writes(g));
     }
@@ -148,8 +149,20 @@ struct CombineBlock {
       });
     }
     if (!receives(g.phase)) return;
-    awaitPorts<Path>(g, PortMessage::partial, turn.epoch, WaitWhat::lowLatencyPartial,
-                     [&](int peer) { giveUpOn(g, peer); });
+    awaitMessages(PortMessage::partial, WaitWhat::lowLatencyPartial);
+  }
+  /// All threads: waits for a message of every peer behind a port channel.
+  __device__ __forceinline__ void awaitMessages(PortMessage message, WaitWhat what) const {
+    awaitPorts<Path>(a.group, message, turn.epoch, what, [&](int peer) {
+      giveUpOn(a.group, peer);
+      if (laneId() == 0) storeRelaxed(&shared().portsLost, 1u);
+    });
+  }
+  /// A message that did not come may be on its way: nobody may look at its lines. With shrink the
+  /// peer is masked, and the others' lines count.
+  __device__ __forceinline__ bool isLost(int peer) const {
+    return isPort<Path>(a.group, peer) && !Path::shrink(a.group) &&
+           loadRelaxed(&shared().portsLost) != 0;
   }
   __device__ __forceinline__ static CombineShared& shared() {
     return sharedStorage<CombineShared>();
@@ -184,14 +197,16 @@ struct CombineBlock {
   /// that says whether it means anything: one latency, not two.
   __device__ __forceinline__ std::int32_t loadSlot(const Item& item) const {
     const int lane = static_cast<int>(laneId());
-    if (item.source < 0 || lane >= a.area.topk || !sends(a.group.phase)) return -1;
+    if (item.source < 0 || !sends(a.group.phase)) return -1;
+    const bool masked = isMaskedForWarp<Path>(a.group, item.source);
+    if (lane >= a.area.topk) return -1;
     const std::int32_t slot =
         a.slots[(static_cast<std::int64_t>(item.source) * a.area.maxTokens + item.token) *
                     a.area.topk +
                 lane];
     const std::int32_t tokens =
         item.source == a.group.rank ? a.tokens : a.sourceTokens[item.source];
-    return item.token < tokens && !isMasked<Path>(a.group, item.source) ? slot : -1;
+    return item.token < tokens && !masked ? slot : -1;
   }
   /// Rows whose loads are under way, and which selections they are of.
   struct Rows {
@@ -241,6 +256,7 @@ struct CombineBlock {
       if (sends(g.phase)) weights = ownWeightUnit(item.token);
       return true;
     }
+    if (isLost(item.source)) return false;
     const char* const line = areas.mine + weightLine(item.source, item.token);
     weights = peekLine(line, hasWeightLine());
     if (pullLine(waitControl<Path>(g), line, weights, turn.epoch, hasWeightLine(),
@@ -286,7 +302,7 @@ struct CombineBlock {
     int owner = -1;
     forEachOwner(a, selection, [&](int rank) {
       ++owner;
-      if (rank == g.rank || isMasked<Path>(g, rank)) return;
+      if (rank == g.rank || isLost(rank) || isMaskedForWarp<Path>(g, rank)) return;
       const std::uint64_t start = !Path::kFast && a.waitTotals ? nanoseconds() : 0;
       const int place = isPort<Path>(g, rank) ? shared().places[owner] : token;
       const char* const line = areas.mine + partialLine(rank, place, pass);
@@ -362,6 +378,7 @@ template <class Path>
 __device__ void lowLatencyCombineKernel(const LowLatencyCombineArgs& a) {
   waitForPreviousKernel();
   letNextKernelStart();
+  if (Path::kPorts && threadIndex() == 0) storeRelaxed(&CombineBlock<Path>::shared().portsLost, 0u);
   const LowLatencyTurn turn =
       enterLowLatency<Path>(a.group, LowLatencyKind::combine, sharedStorage<CombineShared>().turn);
   const CombineBlock<Path> block(a, turn);
@@ -372,8 +389,7 @@ __device__ void lowLatencyCombineKernel(const LowLatencyCombineArgs& a) {
       if (last) block.pushHello();
       if constexpr (Path::kPorts) {
         if (last) block.sendPortWeights();
-        awaitPorts<Path>(a.group, PortMessage::weights, turn.epoch, WaitWhat::lowLatencyWeights,
-                         [&](int peer) { giveUpOn(a.group, peer); });
+        block.awaitMessages(PortMessage::weights, WaitWhat::lowLatencyWeights);
       }
     }
     block.run();

@@ -76,7 +76,7 @@ struct DispatchBlock {
       forEachOwner(a, loaded.selection, [&](int rank) {
         ++owner;
         if (rank == a.group.rank && !ownStaged()) return;
-        if (isMasked<Path>(a.group, rank)) return;
+        if (isMaskedForWarp<Path>(a.group, rank)) return;
         if (isPort<Path>(a.group, rank)) {
           pushRow(outboxArea(a.group, LowLatencyKind::dispatch, turn.epoch) +
                       a.area.row(rank, shared.head().sendPlace[owner]),

@@ -63,6 +63,13 @@ template <class Path>
 __device__ __forceinline__ bool isMasked(const LowLatencyGroup& g, int rank) {
   return Path::shrink(g) && loadRelaxed(&peerWords(g, g.region, rank).masked) != 0;
 }
+/// The same for a whole warp, which agrees: another block may give the rank up between the looks of
+/// two lanes, and what depends on the answer are often steps of all lanes together.
+template <class Path>
+__device__ __forceinline__ bool isMaskedForWarp(const LowLatencyGroup& g, int rank) {
+  if (!Path::shrink(g)) return false;
+  return any(isMasked<Path>(g, rank));
+}
 /// The rank that hosts an expert; -1 for none.
 template <class Args>
 __device__ __forceinline__ int ownerOf(const Args& a, std::int64_t expert) {

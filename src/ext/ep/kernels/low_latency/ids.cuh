@@ -159,7 +159,7 @@ __device__ __forceinline__ void pushIds(const LowLatencyDispatchArgs& a,
     for (int i = 0; i < a.group.ranks; ++i) {
       const int peer =
           a.group.rank + i < a.group.ranks ? a.group.rank + i : a.group.rank + i - a.group.ranks;
-      if (peer == a.group.rank ? !toSelf : isMasked<Path>(a.group, peer)) continue;
+      if (peer == a.group.rank ? !toSelf : isMaskedForWarp<Path>(a.group, peer)) continue;
       char* const to =
           isPort<Path>(a.group, peer)
               ? outboxArea(a.group, LowLatencyKind::dispatch, turn.epoch) + a.area.ids(peer, line)
@@ -233,8 +233,8 @@ __device__ __forceinline__ void awaitSources(const LowLatencyDispatchArgs& a,
     int source = i / warpsPerSource;
     const int part = i - source * warpsPerSource;
     if (!fromSelf && source >= g.rank) ++source;
-    const bool lost = isPort<Path>(g, source) && loadRelaxed(&shared.missing()[source]) != 0;
-    if (lost || isMasked<Path>(g, source)) {
+    const bool lost = isPort<Path>(g, source) && any(loadRelaxed(&shared.missing()[source]) != 0);
+    if (lost || isMaskedForWarp<Path>(g, source)) {
       if (laneId() == 0) storeRelaxed(&shared.missing()[source], 1u);
       continue;
     }

@@ -96,7 +96,15 @@ template <class Path, class F>
 __device__ __forceinline__ void awaitPorts(const LowLatencyGroup& g, PortMessage message,
                                            std::uint64_t epoch, WaitWhat what, F&& missing) {
   for (int peer = static_cast<int>(warpId()); peer < g.ranks; peer += kLowLatencyWarps) {
-    if (peer == g.rank || !isPort<Path>(g, peer) || isMasked<Path>(g, peer)) continue;
+    if (peer == g.rank || !isPort<Path>(g, peer)) continue;
+    if (isMaskedForWarp<Path>(g, peer)) {
+      // Other blocks may have looked before the peer was masked, and wait for block 0.
+      if (blockIndex() == 0 && laneId() == 0) {
+        storeRelease(&peerWords(g, g.region, peer).lost[static_cast<int>(message)],
+                     signalsUntil(g, message, epoch));
+      }
+      continue;
+    }
     if (!awaitPort<Path>(g, message, epoch, peer, what)) missing(peer);
   }
   syncBlock();
@@ -117,7 +125,7 @@ __device__ __forceinline__ void sendToPorts(const LowLatencyGroup& g, LowLatency
   for (int i = static_cast<int>(warpId()); i < g.ranks - 1; i += kLowLatencyWarps) {
     const int peer = g.rank + 1 + i < g.ranks ? g.rank + 1 + i : g.rank + 1 + i - g.ranks;
     if (!isPort<Path>(g, peer)) continue;
-    const PortRange range = isMasked<Path>(g, peer) ? PortRange{} : rangeOf(peer);
+    const PortRange range = isMaskedForWarp<Path>(g, peer) ? PortRange{} : rangeOf(peer);
     if (laneId() != 0) continue;
     PortChannelDevice channel(channelTo(g, kind, peer));
     if (range.bytes == 0) {
