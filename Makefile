@@ -58,7 +58,7 @@ test-chaos chaos: ## chaos schedules, SEEDS=200 of them per test
 	@tools/setup.sh test
 	@$(RUN_TESTS) chaos
 
-test-rxe: ## the transport verbs over soft-RoCE, in a small virtual machine (tools/rxe_vm)
+test-rxe: ## the transport verbs and calls between nodes over soft-RoCE, in a small virtual machine (tools/rxe_vm)
 	@tools/setup.sh test
 	@$(RUN_TESTS) rxe
 

@@ -27,13 +27,15 @@ if(MSCCLPP_SANITIZER STREQUAL "thread")
 endif()
 
 add_custom_target(mscclpp_gpu_tests)
+add_custom_target(mscclpp_vm_tests)
 
 # mscclpp_add_test(NAME <name> SOURCES ... [LIBS ...] LABELS ... [TIMEOUT <seconds>]
 #                  [PROCESSORS <n>] [ARGS ...])
 # SOURCES of *.cu are compiled by nvcc; a test that has one exists only when the CUDA half is built.
 # LABELS: cpu (no GPU needed), mp (starts processes), gpu (needs a GPU), chaos (reads
 # MSCCLPP_TEST_SEEDS; run again by `make test-chaos`), slow (left out under sanitizers).
-# A binary without a test fails the build. Target mscclpp_gpu_tests: all that are labelled gpu.
+# A binary without a test fails the build. Targets mscclpp_gpu_tests, mscclpp_vm_tests: all that are
+# labelled gpu, and all that the virtual machine runs.
 function(mscclpp_add_test)
   cmake_parse_arguments(arg "" "NAME;TIMEOUT;PROCESSORS" "SOURCES;LIBS;LABELS;ARGS" ${ARGN})
   if(arg_UNPARSED_ARGUMENTS)
@@ -116,5 +118,6 @@ function(mscclpp_add_vm_test)
   cmake_parse_arguments(arg "" "NAME;TARGET" "ARGS" ${ARGN})
   add_test(NAME ${arg_NAME} COMMAND "${PROJECT_SOURCE_DIR}/tools/rxe_vm/run.py"
                                     $<TARGET_FILE:${arg_TARGET}> ${arg_ARGS})
+  add_dependencies(mscclpp_vm_tests ${arg_TARGET})
   set_tests_properties(${arg_NAME} PROPERTIES LABELS vm SKIP_RETURN_CODE 77 TIMEOUT 600 PROCESSORS 2)
 endfunction()

@@ -96,7 +96,7 @@ class Detector:
     def notices(self, program, number):
         code, _ = self(program, number)
         if code == 124:  # a busy machine is not the mutant's doing: a hang is one for longer, too
-            code, _ = self(program, number, patience=4)
+            code, _ = self(program, number, patience=3)
         return code != 0
 
 
@@ -151,7 +151,7 @@ def calibrate(detectors, programs):
                     f"mutation.py: the unchanged {program} fails ({detector.name}):\n{output[-4000:]}"
                 )
         seconds = time.monotonic() - start
-        detector.limit = 10 * seconds + 100
+        detector.limit = 3 * seconds + 20
         print(f"unchanged, {detector.name}: passes in {seconds:.0f} s", flush=True)
 
 

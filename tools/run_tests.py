@@ -139,7 +139,7 @@ def stage_chaos(stage):
 
 
 def stage_rxe(stage):
-    folder = stage.build("cpu-release", targets=["verbs_tests", "conformance"])
+    folder = stage.build("cpu-release", targets=["mscclpp_vm_tests"])
     result = stage.ctest(folder, labels="vm", without=None, options=["--verbose"])
     stage.log.flush()
     text = stage.log_path.read_text(encoding="utf-8")

@@ -16,7 +16,8 @@ struct Outcome {
   CombineResult combined[3];
 };
 
-/// Shapes, windows and routings that differ from seed to seed.
+/// Shapes, windows and routings that differ from seed to seed. Warps find out by 32 tokens of a
+/// lane at once, of two lanes, who goes where: some ranks have more.
 struct Setting {
   NodeShape shape;
   BufferOptions options;
@@ -30,13 +31,14 @@ Setting settingFor(std::uint64_t seed) {
     return reference::mix({seed, key}) % count;
   };
   Setting setting;
-  setting.shape = underSanitizer() ? NodeShape{2, 1} : kShapes[pick(1, 5)];
+  // Three nodes: two flows, each known to a lane of its own.
+  setting.shape = underSanitizer() ? NodeShape{pick(1, 2) == 0 ? 2 : 3, 1} : kShapes[pick(1, 5)];
   const int ranks = setting.shape.ranks;
   setting.options = pick(2, 3) == 0 ? nodeOptions(setting.shape, std::size_t{1} << 20)
                                     : withSmallestWindow(setting.shape, 256);
   setting.spec = {.ranks = ranks,
                   .tokens = {static_cast<int>(1 + pick(3, 40)), static_cast<int>(pick(4, 20)),
-                             static_cast<int>(pick(5, 60))},
+                             static_cast<int>(pick(5, pick(8, 3) == 0 ? 150 : 60))},
                   .topk = 1 + static_cast<int>(pick(6, 3)),
                   .experts = 2 * ranks,
                   .pattern = kPatterns[pick(7, 5)],

@@ -65,23 +65,12 @@ TEST_P(EpNodes, LayoutCountsNodes) {
   const World world(spec({40, 3}, Pattern::gaps));
   runRanks(shape_.ranks, nodeOptions(shape_), [&](RankContext& rank) {
     const reference::Routing& routing = world.routing(rank.rank());
-    const Topology& topology = rank.buffer().topology();
     LayoutRequest request;
     request.topkIdx = rank.upload(DType::i64, {routing.tokens, routing.topk}, routing.topkIdx);
     request.numExperts = world.placement().experts();
     request.order = rank.order();
     const LayoutResult counted = rank.buffer().getDispatchLayout(request);
-    std::vector<std::int32_t> expected(static_cast<std::size_t>(topology.nodes()));
-    const reference::Layout layout = reference::layout(routing, world.placement());
-    for (int t = 0; t < routing.tokens; ++t) {
-      std::vector<bool> nodes(expected.size());
-      for (int r = 0; r < world.ranks(); ++r) {
-        const auto at = static_cast<std::size_t>(t * world.ranks() + r);
-        if (layout.isTokenInRank[at]) nodes[static_cast<std::size_t>(topology.nodeOf(r))] = true;
-      }
-      for (std::size_t n = 0; n < nodes.size(); ++n) expected[n] += nodes[n] ? 1 : 0;
-    }
-    expectSame("tokens per node", expected,
+    expectSame("tokens per node", tokensPerNode(world, rank.rank(), rank.buffer().topology()),
                rank.download<std::int32_t>(counted.numTokensPerRdmaRank));
   });
 }

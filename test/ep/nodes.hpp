@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstdlib>
 #include <string>
 #include <vector>
 
@@ -14,10 +15,12 @@ struct NodeShape {
   Transport transport = Transport::shm;
 };
 
-/// What a platform has without special hardware.
-inline std::vector<Transport> nodeTransports() {
-  if (testPlatform() == Platform::cuda) return {Transport::cudaIpc, Transport::tcp};
-  return {Transport::shm, Transport::tcp};
+/// The one between nodes that is not tcp: what --transport names, else what the platform has
+/// without special hardware.
+inline Transport ownTransport() {
+  const char* named = std::getenv("MSCCLPP_EP_TRANSPORT");
+  if (named != nullptr) return parseTransport(named);
+  return testPlatform() == Platform::cuda ? Transport::cudaIpc : Transport::shm;
 }
 inline std::string nameOf(const NodeShape& shape) {
   return std::to_string(shape.ranks) + "By" + std::to_string(shape.perNode) +
@@ -27,8 +30,8 @@ inline std::string nameOfShape(const ::testing::TestParamInfo<NodeShape>& info) 
   return nameOf(info.param);
 }
 
-/// Two nodes and more, of one rank and more, with a small last node, too. The transport that is not
-/// tcp is the platform's own: it is filled in by nodeOptions().
+/// Two nodes and more, of one rank and more, with a small last node, too. nodeOptions() fills the
+/// transport in that is not tcp.
 inline std::vector<NodeShape> nodeShapes() {
   std::vector<NodeShape> shapes;
   for (const Transport transport : {Transport::shm, Transport::tcp}) {
@@ -40,11 +43,26 @@ inline std::vector<NodeShape> nodeShapes() {
   return shapes;
 }
 
+/// How many of a rank's tokens go to each node: each once, whatever ranks it picks there.
+inline std::vector<std::int32_t> tokensPerNode(const World& world, int rank,
+                                               const Topology& topology) {
+  std::vector<std::int32_t> counts(static_cast<std::size_t>(topology.nodes()));
+  const reference::Layout layout = reference::layout(world.routing(rank), world.placement());
+  for (int t = 0; t < world.routing(rank).tokens; ++t) {
+    std::vector<bool> nodes(counts.size());
+    for (int r = 0; r < world.ranks(); ++r) {
+      const auto at = static_cast<std::size_t>(t * world.ranks() + r);
+      if (layout.isTokenInRank[at]) nodes[static_cast<std::size_t>(topology.nodeOf(r))] = true;
+    }
+    for (std::size_t n = 0; n < nodes.size(); ++n) counts[n] += nodes[n] ? 1 : 0;
+  }
+  return counts;
+}
+
 inline BufferOptions nodeOptions(const NodeShape& shape, std::size_t nvlBytes = 8u << 20) {
   BufferOptions options = testOptions(nvlBytes);
   options.topology.ranksPerNode = shape.perNode;
-  options.topology.transport =
-      shape.transport == Transport::tcp ? Transport::tcp : nodeTransports().front();
+  options.topology.transport = shape.transport == Transport::tcp ? Transport::tcp : ownTransport();
   return options;
 }
 /// Rings between nodes as small as calls accept: two slots of `slotBytes`, four on GPUs.

@@ -3,6 +3,7 @@
 #include <chrono>
 
 #include "ep/manual.hpp"
+#include "ep/nodes.hpp"
 #include "ep/scenario.hpp"
 #include "ext/ep/group.hpp"
 
@@ -137,12 +138,13 @@ TEST(EpSequence, PollingHostSeesTheCounts) {
   });
 }
 
-/// Several blocks count the same experts and ranks at once.
+/// Several blocks count the same experts, ranks and nodes at once.
 TEST(EpSequence, Layout) {
   underAllSchedules([](std::uint64_t seed, const RuntimeConfig& config) {
     const World world(
         {.ranks = 2, .tokens = {190, 130}, .topk = 3, .experts = 6, .seed = seed + 5});
-    ManualGroup group(2, testOptions(1 << 16));
+    const bool nodes = seed % 2 == 1;
+    ManualGroup group(2, nodes ? nodeOptions({}, 1 << 16) : testOptions(1 << 16));
     std::vector<LayoutResult> results(2);
     ASSERT_TRUE(group.run(config, [&](RankContext& rank) {
       const auto& routing = world.routing(rank.rank());
@@ -161,8 +163,13 @@ TEST(EpSequence, Layout) {
                  rank.download<std::int32_t>(result.numTokensPerExpert));
       expectSame("is_token_in_rank", expected.isTokenInRank,
                  rank.download<std::uint8_t>(result.isTokenInRank), 2);
+      ASSERT_EQ(static_cast<bool>(result.numTokensPerRdmaRank), nodes);
+      if (!nodes) return;
+      expectSame("tokens per node", tokensPerNode(world, rank.rank(), rank.buffer().topology()),
+                 rank.download<std::int32_t>(result.numTokensPerRdmaRank));
     });
     results.clear();
+    group.inThreads([](RankContext& rank) { rank.buffer().destroy(); });
   });
 }
 

@@ -11,6 +11,8 @@
 
 #include "core/limits.hpp"
 #include "core/processes.hpp"
+#include "ep/low_latency_scenario.hpp"
+#include "ep/nodes.hpp"
 #include "ep/scenario.hpp"
 
 namespace mscclpp::ep::testing {
@@ -49,6 +51,29 @@ void runCalls(RankContext& rank) {
   }
 }
 
+LowLatencyWorld decodingWorld(int ranks) {
+  return LowLatencyWorld(
+      {.ranks = ranks, .tokens = {7, 0, 3, 12}, .topk = 3, .experts = 4 * ranks, .maxTokens = 12});
+}
+constexpr int kDecodingHidden = 264;
+
+/// Whole calls and calls in halves, without a look between them.
+void runLowLatency(RankContext& rank) {
+  const LowLatencyWorld world = decodingWorld(rank.ranks());
+  const auto callOf = [](std::uint64_t id, bool hook) {
+    return LowLatencyCase{.id = id, .hidden = kDecodingHidden, .fp8 = id % 3 == 0, .hook = hook};
+  };
+  for (std::uint64_t i = 0; i < 6; ++i) {
+    const LowLatencyCase sent = callOf(10 + i, i % 2 == 1), back = callOf(20 + i, i % 4 > 1);
+    const LowLatencyDispatchResult a = lowLatencyDispatch(rank, world, sent);
+    if (a.hook) a.hook(rank.compute().native());
+    const LowLatencyCombineResult b = lowLatencyCombine(rank, world, back, a.handle);
+    if (b.hook) b.hook(rank.compute().native());
+    expectLowLatencyDispatch(rank, world, sent, a);
+    expectLowLatencyCombine(rank, world, back, b);
+  }
+}
+
 /// One good pair; then the victim dies: before it calls, or right after it has enqueued its
 /// dispatch.
 void runUntilDeath(RankContext& rank, bool insideCall) {
@@ -68,8 +93,10 @@ void runUntilDeath(RankContext& rank, bool insideCall) {
 }
 
 /// `limit`: milliseconds, 0 = the usual. A mode may end in "@ranks per node@transport".
-BufferOptions optionsFor(const std::string& mode, int limit) {
-  BufferOptions options = testOptions();
+BufferOptions optionsFor(const std::string& mode, int ranks, int limit) {
+  BufferOptions options = mode.starts_with("lowLatency")
+                              ? lowLatencyOptions(decodingWorld(ranks), kDecodingHidden)
+                              : testOptions();
   if (limit > 0) options.timeoutSeconds = limit / 1000.0;
   const std::size_t at = mode.find('@'), second = mode.find('@', at + 1);
   if (at != std::string::npos) {
@@ -86,10 +113,15 @@ void runMode(const std::string& modeAndNodes, RankContext& rank) {
       const Topology& topology = rank.buffer().topology();
       EXPECT_EQ(topology.nodes(), 2);
       EXPECT_NE(topology.nodeOf(0), topology.nodeOf(1));
-      EXPECT_EQ(topology.transport(), Transport::tcp);
+      // Between hosts memory cannot be mapped.
+      const bool verbs = ownTransport() == Transport::verbs;
+      EXPECT_EQ(topology.transport(), verbs ? Transport::verbs : Transport::tcp);
     }
     runCalls(rank);
     rank.sync();
+    rank.buffer().destroy();
+  } else if (mode == "lowLatency") {
+    runLowLatency(rank);
     rank.buffer().destroy();
   } else {
     runUntilDeath(rank, mode == "inside");
@@ -102,7 +134,7 @@ int rankRole(const std::vector<std::string>& arguments) {
   const std::string error = errorOf([&] {
     const UniqueId id = UniqueId::fromString(std::getenv(kGroupVariable));
     RankContext context(std::make_shared<TcpBootstrap>(rank, ranks, id),
-                        optionsFor(arguments.at(2), std::stoi(arguments.at(3))));
+                        optionsFor(arguments.at(2), ranks, std::stoi(arguments.at(3))));
     runMode(arguments.at(2), context);
   });
   test::tellParent(error.empty() ? "ok" : error);
@@ -131,7 +163,7 @@ std::string runProcesses(int ranks, const std::string& mode, std::vector<Ending>
   }
   const auto bootstrap = std::make_shared<TcpBootstrap>(0, ranks, id);
   const std::string error = errorOf([&] {
-    RankContext context(bootstrap, optionsFor(mode, limit));
+    RankContext context(bootstrap, optionsFor(mode, ranks, limit));
     runMode(mode, context);
   });
   endings.resize(static_cast<std::size_t>(ranks));
@@ -146,47 +178,53 @@ bool enoughDevices(int ranks) {
   return testPlatform() == Platform::cpu || Device::count(testPlatform()) >= ranks;
 }
 
-TEST(EpProcesses, EveryCallOnFourRanks) {
-  const int ranks = enoughDevices(4) ? 4 : 2;
-  if (!enoughDevices(ranks)) GTEST_SKIP() << "needs " << ranks << " GPUs";
+/// All ranks end well.
+void expectProcesses(int ranks, const std::string& mode, bool otherHost = false) {
+  SCOPED_TRACE(std::to_string(ranks) + " ranks: " + mode);
   std::vector<Ending> endings;
-  EXPECT_EQ(runProcesses(ranks, "calls", endings), "");
+  EXPECT_EQ(runProcesses(ranks, mode, endings, 0, otherHost), "");
   for (std::size_t r = 1; r < endings.size(); ++r) {
     EXPECT_EQ(endings[r].said, "ok") << "rank " << r;
     EXPECT_EQ(endings[r].exitCode, 0) << "rank " << r;
   }
 }
 
-std::string ownTransport() {
-  return testPlatform() == Platform::cuda ? "cuda_ipc" : "shm";
+TEST(EpProcesses, EveryCallOnFourRanks) {
+  const int ranks = enoughDevices(4) ? 4 : 2;
+  if (!enoughDevices(ranks)) GTEST_SKIP() << "needs " << ranks << " GPUs";
+  expectProcesses(ranks, "calls");
+}
+
+std::string nodesOf(int ranksPerNode, Transport transport) {
+  return "@" + std::to_string(ranksPerNode) + "@" + std::string(toString(transport));
 }
 
 TEST(EpProcesses, EveryCallBetweenNodes) {
+  const int ranks = enoughDevices(4) ? 4 : 2;
+  if (!enoughDevices(ranks)) GTEST_SKIP() << "needs " << ranks << " GPUs";
   for (const std::string& nodes :
-       {"@2@" + ownTransport(), "@1@" + ownTransport(), std::string("@2@tcp")}) {
-    SCOPED_TRACE(nodes);
-    const int ranks = enoughDevices(4) ? 4 : 2;
-    if (!enoughDevices(ranks)) GTEST_SKIP() << "needs " << ranks << " GPUs";
-    std::vector<Ending> endings;
-    EXPECT_EQ(runProcesses(ranks, "calls" + nodes, endings), "");
-    for (std::size_t r = 1; r < endings.size(); ++r) {
-      EXPECT_EQ(endings[r].said, "ok") << "rank " << r;
-      EXPECT_EQ(endings[r].exitCode, 0) << "rank " << r;
-    }
+       {nodesOf(2, ownTransport()), nodesOf(1, ownTransport()), nodesOf(2, Transport::tcp)}) {
+    expectProcesses(ranks, "calls" + nodes);
   }
 }
 
-/// Nodes are found from the hosts, whose ranks alternate; only tcp goes from one to the other.
+/// 1 x 4, 2 x 2, 4 x 1 and 3 + 1 ranks.
+TEST(EpProcesses, LowLatencyInsideAndBetweenNodes) {
+  const int ranks = enoughDevices(4) ? 4 : 2;
+  if (!enoughDevices(ranks)) GTEST_SKIP() << "needs " << ranks << " GPUs";
+  for (const std::string& nodes :
+       {nodesOf(4, ownTransport()), nodesOf(2, ownTransport()), nodesOf(1, ownTransport()),
+        nodesOf(3, ownTransport()), nodesOf(1, Transport::tcp), nodesOf(3, Transport::tcp)}) {
+    expectProcesses(ranks, "lowLatency" + nodes);
+  }
+}
+
+/// Nodes are found from the hosts, whose ranks alternate.
 TEST(EpProcesses, EveryCallBetweenHosts) {
   if (!enoughDevices(4)) GTEST_SKIP() << "needs 4 GPUs";
   for (const int ranks : {2, 4, 5}) {
     if (!enoughDevices(ranks)) break;
-    std::vector<Ending> endings;
-    EXPECT_EQ(runProcesses(ranks, "hosts", endings, 0, true), "");
-    for (std::size_t r = 1; r < endings.size(); ++r) {
-      EXPECT_EQ(endings[r].said, "ok") << "rank " << r;
-      EXPECT_EQ(endings[r].exitCode, 0) << "rank " << r;
-    }
+    expectProcesses(ranks, "hosts", true);
   }
 }
 
@@ -196,7 +234,7 @@ TEST(EpProcesses, AKilledRankOfAnotherNodeIsNamed) {
   if (!enoughDevices(3)) GTEST_SKIP() << "needs 3 GPUs";
   for (const std::string mode : {"before", "inside"}) {
     for (const std::string& nodes :
-         {"@1@" + ownTransport(), "@2@" + ownTransport(), std::string("@1@tcp")}) {
+         {nodesOf(1, ownTransport()), nodesOf(2, ownTransport()), nodesOf(1, Transport::tcp)}) {
       SCOPED_TRACE(mode + nodes);
       std::vector<Ending> endings;
       const std::string mine = runProcesses(3, mode + nodes, endings, 4000);

@@ -82,11 +82,11 @@ struct HomeWarp {
     const std::uint64_t needed = progressOf(flow).slots + index + 1;
     const int tail = railCounters(a.rails).combineTail(lane);
     if (known.came < needed) {
-      if (!awaitRailWord(group(), a.rails, from.peer, tail, needed, WaitWhat::railSums)) {
+      known.came = awaitRailWord(group(), a.rails, from.peer, tail, needed, WaitWhat::railSums);
+      if (known.came == 0) {
         giveUp(group());
         return nullptr;
       }
-      known.came = loadAcquire(railWord(a.rails, from.peer, tail));
     }
     const char* slot =
         railMemory<const char>(group(), a.rails.plan.ring(RailArea::combineReceive, flow, lane)) +

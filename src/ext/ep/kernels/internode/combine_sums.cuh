@@ -6,7 +6,8 @@
 /// ascending order, and one row goes home.
 namespace mscclpp::ep::MSCCLPP_PLATFORM_NS {
 
-/// A warp that serves flows in turn: none of them can hold up another.
+/// A warp that serves flows in turn: none of them can hold up another. Lane 0 moves an item on;
+/// nextItem() synchronises the warp.
 struct SumSender {
   const RailCombineArgs& a;
   const NodeSource* sources;  ///< [members]
@@ -130,7 +131,6 @@ struct SumSender {
                    [&](int flow, int lane) { return stateOf(flow, lane); });
       if (item < 0) return;
       send(items.flow(item), items.lane(item));
-      syncWarp();  // lane 0 has moved the item on
     }
   }
 };

@@ -13,7 +13,8 @@ __device__ __forceinline__ RecvTarget* railTargets(int members) {
       alignUp(sizeof(RailShared), 128), static_cast<std::size_t>(members) * sizeof(RecvTarget)));
 }
 
-/// Writes tokens of other nodes' ranks into their final rows in this node.
+/// Writes tokens of other nodes' ranks into their final rows in this node. Lane 0 moves an item on;
+/// nextItem() synchronises the warp.
 struct RailForwarder {
   const RailDispatchArgs& a;
   const RecvTarget* targets;  ///< [members]
@@ -101,7 +102,6 @@ struct RailForwarder {
           nextItem(group(), items, cursor, WaitWhat::railRows, a.rails.in, a.rails.words,
                    [&](int flow, int lane) { return stateOf(flow, lane); });
       if (item < 0 || !forward(items.flow(item), items.lane(item))) return;
-      syncWarp();  // lane 0 has moved the item on
     }
   }
 };

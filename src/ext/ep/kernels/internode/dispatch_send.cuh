@@ -71,7 +71,7 @@ struct RailSender {
     bool came = true;
     if (laneId() == 0) {
       came = awaitRailWord(group(), a.rails, flow.peer, RailCounters::windows(), launch,
-                           WaitWhat::railWindows);
+                           WaitWhat::railWindows) != 0;
     }
     came = shuffle(came, 0);
     syncWarp();
@@ -125,8 +125,7 @@ struct RailSender {
       if (laneId() == 0) giveUp(group());
       return;
     }
-    syncWarp();  // every lane has read `progress`
-    if (laneId() == 0) progress.slots += ring.filled;
+    if (laneId() == 0) progress.slots += ring.filled;  // begin() synchronised: all have read it
   }
 };
 

@@ -62,12 +62,20 @@ __device__ __forceinline__ bool addRailWord(const GroupArgs& g, const RailArgs& 
       .atomicAdd(g.wait, rails.wordLayout.offset(PortUse::highThroughput, g.rank, word),
                  static_cast<std::int64_t>(value));
 }
-/// Waits until `peer` has counted up to `count`.
-__device__ inline bool awaitRailWord(const GroupArgs& g, const RailArgs& rails, int peer, int word,
-                                     std::uint64_t count, WaitWhat what) {
+/// Waits until `peer` has counted up to `count`, which is not 0. Returns how far it has come then;
+/// 0: not in time.
+__device__ inline std::uint64_t awaitRailWord(const GroupArgs& g, const RailArgs& rails, int peer,
+                                              int word, std::uint64_t count, WaitWhat what) {
   const std::uint64_t* at = railWord(rails, peer, word);
-  return waitUntil(
-      g.wait, [=] { return loadAcquire(at) >= count; }, waitPoint(what, peer), at);
+  std::uint64_t seen = 0;
+  const bool came = waitUntil(
+      g.wait,
+      [&] {
+        seen = loadAcquire(at);
+        return seen >= count;
+      },
+      waitPoint(what, peer), at);
+  return came ? seen : 0;
 }
 
 /// A warp copies a row. `wide`: size and addresses are multiples of 16, else of 8.

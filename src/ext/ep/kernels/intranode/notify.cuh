@@ -98,7 +98,7 @@ __device__ inline bool awaitCounts(const NotifyArgs& a, int source, NotifyTurn t
                        waitPoint(WaitWhat::counts, source));
   }
   return awaitRailWord(g, a.rails, source, RailCounters::counts(), turn.number,
-                       WaitWhat::railCounts);
+                       WaitWhat::railCounts) != 0;
 }
 
 __device__ inline void publishCounts(const NotifyArgs& a, NotifyTurn turn) {
