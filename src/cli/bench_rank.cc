@@ -14,6 +14,8 @@ namespace {
 
 constexpr std::uint8_t kPoison = 0xA5;
 constexpr std::size_t kPadding = 64 * 1024;
+/// Of the rings between nodes on GPUs, if there are several: what inference engines pass.
+constexpr std::size_t kRailBytes = std::size_t{1} << 30;
 
 bool isCombine(BenchCase which) {
   return which == BenchCase::combinePool || which == BenchCase::combinePlain;
@@ -52,6 +54,7 @@ void BenchRank::makeBuffer() {
   options.stagingBytes = std::max(received, staged) + kPadding;
   options.numNvlBytes = options.stagingBytes + 2 * received + rows * hidden * 2 + kPadding;
   options.maxExpertsPerRank = options_.experts / options_.ranks;
+  if (options_.platform == Platform::cuda) options.numRdmaBytes = kRailBytes;
   buffer_ = std::make_unique<Buffer>(context_.bootstrap, options);
   loop_.emplace(options_, context_, device_, buffer_->commStream());
 }

@@ -164,8 +164,7 @@ struct HomeWarp {
   }
   /// Gives the slots of the step's tokens back, in batches that leave the rail room to go on.
   __device__ void giveBack(std::uint32_t step, bool all) {
-    std::uint64_t batch = slots() / 2;
-    if (batch + kHomeWarps > slots() + 1) batch = slots() + 1 - kHomeWarps;
+    const std::uint64_t batch = creditBatch(slots());
     for (int f = static_cast<int>(laneId()); f < a.rails.outs; f += 32) {
       flows[f].owed += static_cast<std::uint32_t>(popCount(flows[f].here & step));
       if (flows[f].owed == 0 || (!all && flows[f].owed < batch)) continue;

@@ -23,14 +23,19 @@ struct SumSender {
   __device__ RailProgress& progressOf(int flow, int lane) const {
     return railProgress(group(), a.rails, RailArea::combineSend, flow, lane);
   }
-  /// Ready: there is room; for the first slot of a launch, in an empty ring.
+  /// Slots per put.
+  __device__ std::uint64_t chunk() const {
+    const std::uint64_t most = roomBeforeCredit(slots()), n = slotsPerPut(a.slot.bytes(), slots());
+    return n < most ? n : most;
+  }
+  /// Ready: there is room for a put; for the first slot of a launch, in an empty ring.
   __device__ ItemState stateOf(int flow, int lane) {
     const RailProgress& progress = progressOf(flow, lane);
     if (progress.closed == launch) return ItemState::finished;
     credit = loadAcquire(
         railWord(a.rails, a.rails.in[flow].peer, railCounters(a.rails).combineCredit(lane)));
     const std::uint64_t inFlight = progress.slots - credit;
-    const bool room = progress.index == 0 ? inFlight == 0 : inFlight < slots();
+    const bool room = progress.index == 0 ? inFlight == 0 : inFlight <= slots() - chunk();
     return room ? ItemState::ready : ItemState::stuck;
   }
 
@@ -88,7 +93,8 @@ struct SumSender {
             .base = base,
             .filled = progress.index,
             .sent = progress.index,
-            .emptied = shuffle(credit, 0) - base};
+            .emptied = shuffle(credit, 0) - base,
+            .chunk = chunk()};
   }
   /// Sends as many sums of an item as there is room for, a chunk at most.
   __device__ void send(int flow, int lane) {
@@ -101,7 +107,7 @@ struct SumSender {
     const auto first = static_cast<std::uint64_t>(tokens.firstFrom(c.tokenBegin));
     auto i = static_cast<std::int64_t>(progress.cursor > first ? progress.cursor : first);
     std::uint64_t room = ring.slots - (ring.filled - ring.emptied);
-    if (room > kRailChunk) room = kRailChunk;
+    if (room > ring.chunk) room = ring.chunk;
     while (room > 0 && tokens.at(i) < end) {
       const std::int64_t mine = tokens.at(i + laneId());
       unsigned votes = ballot(mine >= c.tokenBegin && mine < end && isHere(flow, mine, members));

@@ -78,9 +78,10 @@ struct RailForwarder {
     const std::uint64_t index = progress.index, slots = a.rails.plan.ringBytes / slot.bytes();
     const char* ring =
         railMemory<const char>(group(), a.rails.plan.ring(RailArea::dispatchReceive, flow, lane));
+    const std::uint64_t most = slotsPerPut(slot.bytes(), slots);
     std::uint64_t n = 0;
     bool ended = false;
-    while (n < came && n < kRailChunk && !ended) {
+    while (n < came && n < most && !ended) {
       const char* from = ring + (index + n++) % slots * slot.bytes();
       const SlotHeader header = *reinterpret_cast<const SlotHeader*>(from);
       if (!checkSlot(group(), header, peer, epoch, a.dispatch.signature)) return false;

@@ -120,7 +120,8 @@ struct RailSender {
                   .base = progress.slots,
                   .filled = 0,
                   .sent = 0,
-                  .emptied = 0};
+                  .emptied = 0,
+                  .chunk = slotsPerPut(slot.bytes(), plan.ringBytes / slot.bytes())};
     if (!begin(flow) || !sendAll(ring, slot, flow)) {
       if (laneId() == 0) giveUp(group());
       return;

@@ -11,13 +11,13 @@ namespace mscclpp::ep::MSCCLPP_PLATFORM_NS {
 #if MSCCLPP_PLATFORM_CUDA
 /// Enough warps on either side of a flow to keep a NIC of 50 GB/s busy, at 2 GB/s or more each.
 inline constexpr int kRailLanes = 32;
-inline constexpr int kRailChunk = 8;  ///< slots per put
+inline constexpr std::uint64_t kRailPutBytes = 512 << 10;
 inline constexpr int kSendWarps = 4, kForwardWarps = 4;
 inline constexpr int kSumWarps = 4, kHomeWarps = 4;
-inline constexpr int kRailUnroll = 4;  ///< 16-byte pieces that a lane has under way per row
+inline constexpr int kRailUnroll = 8;  ///< 16-byte pieces that a lane has under way per row
 #else
 inline constexpr int kRailLanes = 2;
-inline constexpr int kRailChunk = 3;
+inline constexpr std::uint64_t kRailPutBytes = 1 << 10;
 inline constexpr int kSendWarps = 1, kForwardWarps = 1;
 inline constexpr int kSumWarps = 1, kHomeWarps = 2;
 inline constexpr int kRailUnroll = 2;
@@ -98,6 +98,25 @@ __device__ inline void copyRow(char* to, const char* from, std::uint32_t bytes, 
   for (; at < bytes; at += 512) store16(to + at, load16(from + at));
 }
 
+/// Slots that go together: enough bytes to make a proxy's work of a put small beside its copy, and
+/// at most half a ring, so that one half is filled while the other is under way.
+__device__ __forceinline__ std::uint64_t slotsPerPut(std::uint64_t slotBytes, std::uint64_t slots) {
+  const std::uint64_t most = slots / 2, enough = kRailPutBytes / slotBytes;
+  const std::uint64_t n = enough < most ? enough : most;
+  return n > 0 ? n : 1;
+}
+
+/// A home tells that slots are empty when it has so many.
+__device__ __forceinline__ std::uint64_t creditBatch(std::uint64_t slots) {
+  const std::uint64_t most = slots + 1 - kHomeWarps;
+  return slots / 2 < most ? slots / 2 : most;
+}
+/// Slots that are free at least when a home waits for more, 1 or more: it may owe one less than a
+/// batch, and have all but one of the slots that its warps take together.
+__device__ __forceinline__ std::uint64_t roomBeforeCredit(std::uint64_t slots) {
+  return slots + 1 - creditBatch(slots) - (kHomeWarps - 1);
+}
+
 /// The sending end of a lane, used by one warp; its members are the same on all lanes. Slots are
 /// filled in the ring of the own heap and put in runs to the same places of the peer's ring.
 struct SendRing {
@@ -113,8 +132,10 @@ struct SendRing {
   std::uint64_t filled;   ///< of this launch
   std::uint64_t sent;     ///< of them
   std::uint64_t emptied;  ///< of them, as far as known
+  std::uint64_t chunk;    ///< slots per put
 
-  /// Waits for a free slot. Null: there was none in time.
+  /// Waits for a free slot, in a full ring for as many as make a put: one at a time would be put
+  /// one at a time from then on. Null: they did not come free in time.
   __device__ char* open() {
     if (filled - emptied >= slots) {
       flush(slotBytes);
@@ -125,7 +146,7 @@ struct SendRing {
             g.wait,
             [&] {
               seen = loadAcquire(credit) - base;
-              return filled - seen < slots;
+              return filled - seen <= slots - chunk;
             },
             waitPoint(room, peer), credit);
       }
@@ -138,7 +159,7 @@ struct SendRing {
   /// The slot is full.
   __device__ void close() {
     ++filled;
-    if (filled - sent == kRailChunk || filled % slots == 0) flush(slotBytes);
+    if (filled - sent >= chunk || filled % slots == 0) flush(slotBytes);
   }
   /// Puts what was filled; `lastBytes` of the last slot.
   __device__ void flush(std::uint64_t lastBytes) {
