@@ -83,20 +83,19 @@ class Detector:
     seeds: int
     limit: float = 600.0
 
-    def __call__(self, program, number=0, patience=1):
+    def __call__(self, program, number=0):
         binary = TREE / "build" / PRESETS[self.build] / "bin" / program
         env = {
             "MSCCLPP_MUTANT": str(number),
             "MSCCLPP_TEST_SEEDS": str(self.seeds),
             "TSAN_OPTIONS": "atexit_sleep_ms=0:halt_on_error=1",
         }
-        limit = patience * self.limit
-        return run([binary, "--gtest_fail_fast", "--gtest_brief=1"], limit, env)
+        return run([binary, "--gtest_fail_fast", "--gtest_brief=1"], self.limit, env)
 
     def notices(self, program, number):
         code, _ = self(program, number)
-        if code == 124:  # a busy machine is not the mutant's doing: a hang is one for longer, too
-            code, _ = self(program, number, patience=3)
+        if code == 124:  # a busy machine is not the mutant's doing: a hang is one twice
+            code, _ = self(program, number)
         return code != 0
 
 
