@@ -12,14 +12,6 @@ namespace mscclpp::test {
 
 // --- what all parts share ------------------------------------------------------------------------
 
-void cannotRunHere(const std::string& why, bool required) {
-  const char* const ci = std::getenv("CI");
-  if (required && ci != nullptr && std::string(ci) == "true") {
-    FAIL() << "CI=true, and this cannot run here: " << why;
-  }
-  GTEST_SKIP() << why;
-}
-
 void ConnectionSuite::SetUp() {
   try {
     makeEndpoint(0);

@@ -12,6 +12,7 @@
 
 #include <mscclpp/connection.hpp>
 
+#include "core/cannot_run.hpp"
 #include "core/connection_rank.hpp"
 #include "core/ranks.hpp"
 
@@ -50,9 +51,5 @@ class Scenario {
 
 /// "cpu" or "cuda": the last part of a test's name.
 std::string instancePlatform(const testing::TestParamInfo<std::string>& info);
-
-/// Ends a test that cannot run here: skipped, or a failure under CI=true when `required` says that
-/// CI machines must be able to. Use as: return cannotRunHere(...).
-void cannotRunHere(const std::string& why, bool required);
 
 }  // namespace mscclpp::test

@@ -205,17 +205,19 @@ INSTANTIATE_TEST_SUITE_P(Shapes, EpNodeOrder,
                                            NodeShape{4, 2, Transport::tcp}),
                          nameOfShape);
 
-TEST(EpNodesLarge, ThirtyThreeRanks) {  // more ranks, and more nodes, than lanes of a warp
+TEST(EpNodesLarge, ManyRanks) {  // 33: more ranks, and more nodes, than lanes of a warp
   if (testPlatform() == Platform::cuda) {
     GTEST_SKIP() << "a GPU has 32 queues: too few for 3 streams of each of more than 10 ranks";
   }
-  const World world({.ranks = 33, .tokens = {3, 0, 25}, .topk = 6, .experts = 66});
-  for (const int perNode : {32, 11, 1}) {
-    SCOPED_TRACE(perNode);
-    BufferOptions options = nodeOptions({33, perNode}, 1 << 20);
+  for (const NodeShape& shape :
+       {NodeShape{33, 32}, NodeShape{33, 11}, NodeShape{33, 1}, NodeShape{64, 8}}) {
+    SCOPED_TRACE(nameOf(shape));
+    const World world(
+        {.ranks = shape.ranks, .tokens = {3, 0, 25}, .topk = 6, .experts = 2 * shape.ranks});
+    BufferOptions options = nodeOptions(shape, 1 << 20);
     options.numRdmaBytes = std::size_t{1} << 20;
     options.maxExpertsPerRank = 2;
-    runRanks(33, options, [&](RankContext& rank) {
+    runRanks(shape.ranks, options, [&](RankContext& rank) {
       const DispatchCase send{.hidden = 24, .numSms = 1};
       const DispatchResult sent = dispatch(rank, world, send);
       expectDispatch(rank, world, send, sent);

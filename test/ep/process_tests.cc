@@ -11,9 +11,8 @@
 
 #include "core/limits.hpp"
 #include "core/processes.hpp"
-#include "ep/low_latency_scenario.hpp"
+#include "ep/layer_calls.hpp"
 #include "ep/nodes.hpp"
-#include "ep/scenario.hpp"
 
 namespace mscclpp::ep::testing {
 namespace {
@@ -23,56 +22,6 @@ using test::Child;
 
 constexpr const char* kGroupVariable = "MSCCLPP_TEST_GROUP";
 constexpr int kVictim = 2;
-
-World layerWorld(int ranks) {
-  return World({.ranks = ranks, .tokens = {40, 0, 17, 129}, .topk = 3, .experts = 4 * ranks});
-}
-
-/// Calls of every kind, in an order that one handle after the other survives.
-void runCalls(RankContext& rank) {
-  const World world = layerWorld(rank.ranks());
-  for (std::uint64_t i = 0; i < 3; ++i) {
-    const DispatchCase exact{.id = 10 + i, .hidden = 264};
-    const DispatchCase worst{.id = 20 + i, .hidden = 64, .worst = 600};
-    DispatchCase cached{
-        .id = 30 + i, .hidden = 512, .dtype = DType::e4m3, .scales = Scales::padded};
-    const CombineCase inPool{.id = 40 + i, .hidden = 264, .biases = 2};
-    const CombineCase staged{.id = 50 + i, .hidden = 64, .inPool = false, .weightColumns = 3};
-    const DispatchResult a = dispatch(rank, world, exact), b = dispatch(rank, world, worst);
-    cached.handle = a.handle;
-    const DispatchResult c = dispatch(rank, world, cached);
-    const CombineResult d = combine(rank, world, staged, b.handle);
-    const CombineResult e = combine(rank, world, inPool, a.handle);
-    expectDispatch(rank, world, exact, a);
-    expectDispatch(rank, world, worst, b);
-    expectDispatch(rank, world, cached, c);
-    expectCombine(rank, world, staged, d);
-    expectCombine(rank, world, inPool, e);
-  }
-}
-
-LowLatencyWorld decodingWorld(int ranks) {
-  return LowLatencyWorld(
-      {.ranks = ranks, .tokens = {7, 0, 3, 12}, .topk = 3, .experts = 4 * ranks, .maxTokens = 12});
-}
-constexpr int kDecodingHidden = 264;
-
-/// Whole calls and calls in halves, without a look between them.
-void runLowLatency(RankContext& rank) {
-  const LowLatencyWorld world = decodingWorld(rank.ranks());
-  const auto callOf = [](std::uint64_t id, bool hook) {
-    return LowLatencyCase{.id = id, .hidden = kDecodingHidden, .fp8 = id % 3 == 0, .hook = hook};
-  };
-  for (std::uint64_t i = 0; i < 6; ++i) {
-    const LowLatencyCase sent = callOf(10 + i, i % 2 == 1), back = callOf(20 + i, i % 4 > 1);
-    const LowLatencyDispatchResult a = lowLatencyDispatch(rank, world, sent);
-    if (a.hook) a.hook(rank.compute().native());
-    const LowLatencyCombineResult b = lowLatencyCombine(rank, world, back, a.handle);
-    if (b.hook) b.hook(rank.compute().native());
-    expectLowLatencyDispatch(rank, world, sent, a);
-    expectLowLatencyCombine(rank, world, back, b);
-  }
-}
 
 /// One good pair; then the victim dies: before it calls, or right after it has enqueued its
 /// dispatch.
@@ -94,9 +43,7 @@ void runUntilDeath(RankContext& rank, bool insideCall) {
 
 /// `limit`: milliseconds, 0 = the usual. A mode may end in "@ranks per node@transport".
 BufferOptions optionsFor(const std::string& mode, int ranks, int limit) {
-  BufferOptions options = mode.starts_with("lowLatency")
-                              ? lowLatencyOptions(decodingWorld(ranks), kDecodingHidden)
-                              : testOptions();
+  BufferOptions options = mode.starts_with("lowLatency") ? decodingOptions(ranks) : testOptions();
   if (limit > 0) options.timeoutSeconds = limit / 1000.0;
   const std::size_t at = mode.find('@'), second = mode.find('@', at + 1);
   if (at != std::string::npos) {
@@ -117,11 +64,11 @@ void runMode(const std::string& modeAndNodes, RankContext& rank) {
       const bool verbs = ownTransport() == Transport::verbs;
       EXPECT_EQ(topology.transport(), verbs ? Transport::verbs : Transport::tcp);
     }
-    runCalls(rank);
+    runLayerCalls(rank);
     rank.sync();
     rank.buffer().destroy();
   } else if (mode == "lowLatency") {
-    runLowLatency(rank);
+    runDecodingCalls(rank);
     rank.buffer().destroy();
   } else {
     runUntilDeath(rank, mode == "inside");
