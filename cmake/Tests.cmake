@@ -19,11 +19,13 @@ elseif(MSCCLPP_SANITIZER STREQUAL "thread")
   # By default every process sleeps one second at its end, and a failing one twice that.
   set(MSCCLPP_TEST_ENVIRONMENT "TSAN_OPTIONS=path_list_prepend:atexit_sleep_ms=0")
 endif()
-# And of tests that start processes.
+# And of tests that start processes. ThreadSanitizer sees one process: between a proxy's memmove of
+# what it sends and the kernel that writes there again lies the peer's acknowledgement, which another
+# process makes. Ranks that are threads run the same code without this option.
 set(MSCCLPP_PROCESS_TEST_ENVIRONMENT ${MSCCLPP_TEST_ENVIRONMENT})
 if(MSCCLPP_SANITIZER STREQUAL "thread")
   list(APPEND MSCCLPP_PROCESS_TEST_ENVIRONMENT
-       "TSAN_OPTIONS=path_list_prepend:suppressions=${PROJECT_SOURCE_DIR}/test/tsan_processes.txt")
+       "TSAN_OPTIONS=path_list_prepend:ignore_interceptors_accesses=1")
 endif()
 
 add_custom_target(mscclpp_gpu_tests)
