@@ -18,6 +18,7 @@ using Action = std::function<int()>;
 void addDemo(CLI::App& app, const std::vector<std::string>& arguments, Action& action);
 void addBench(CLI::App& app, const std::vector<std::string>& arguments, Action& action);
 void addLowLatencyBench(CLI::App& app, const std::vector<std::string>& arguments, Action& action);
+void addTraffic(CLI::App& app, Action& action);
 void addInfo(CLI::App& app, Action& action);
 
 /// --member, which is not for people.

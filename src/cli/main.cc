@@ -35,6 +35,7 @@ int run(int argc, char** argv) {
   addDemo(app, arguments, action);
   addBench(app, arguments, action);
   addLowLatencyBench(app, arguments, action);
+  addTraffic(app, action);
   addInfo(app, action);
   try {
     app.parse(argc, argv);

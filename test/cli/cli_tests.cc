@@ -262,6 +262,18 @@ constexpr const char* kSmallBench =
     "bench --platform cpu --ranks 2 --tokens 12 --hidden 256 --topk 2 --experts 4 --blocks 1,3 "
     "--warmup 1 --iterations 3";
 
+TEST(Traffic, IsWorkedOutForAnyGroup) {
+  const Ran one = run("traffic-ll --ranks 8");
+  EXPECT_EQ(one.code, 0) << one.output;
+  EXPECT_THAT(one.output, HasSubstr("dispatch")) << one.output;
+  const Ran many = run("traffic-ll --ranks 16 --ranks-per-node 8 --tokens 4 --topk 2");
+  EXPECT_EQ(many.code, 0) << many.output;
+  // 8 peers in the other node: a put and an add of a dispatch, two puts and an add of a combine.
+  EXPECT_THAT(many.output, ContainsRegex("16 +dispatch +[0-9.]+ +8 +[0-9.]+ +8 "));
+  EXPECT_THAT(many.output, ContainsRegex("16 +combine +[0-9.]+ +16 +[0-9.]+ +8 "));
+  EXPECT_EQ(run("traffic-ll --hidden 12").code, 2);
+}
+
 TEST(Bench, TableAndJson) {
   const TemporaryFile file;
   const Ran ran = run(fmt::format("{} --json '{}'", kSmallBench, file.path()), kBenchEnvironment);

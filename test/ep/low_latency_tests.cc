@@ -1,6 +1,11 @@
 // Low-latency dispatch and combine: every output equals the reference bit for bit, for the formats,
 // halves and shapes that exist, in any sequence.
+#include <chrono>
+#include <set>
+#include <thread>
+
 #include "ep/low_latency_scenario.hpp"
+#include "ext/ep/low_latency_traffic.hpp"
 
 namespace mscclpp::ep::testing {
 namespace {
@@ -178,6 +183,81 @@ TEST(EpLowLatency, StatisticsAddUp) {
     EXPECT_EQ(waits[3 * mine], 5) << "nobody waits for itself";
     EXPECT_GT(waits[2 * mine + other], 5);
   });
+}
+
+/// What goes to other nodes is one put of a dispatch and two of a combine per peer, and an add for
+/// each call: what traffic-ll says.
+TEST(EpLowLatency, ProxiesCarryAsManyMessagesAsWorkedOut) {
+  const LowLatencyWorld world({.ranks = 4, .tokens = {6, 0, 9}, .topk = 3, .experts = 8});
+  runRanks(4, lowLatencyOptions(world, 64), [&](RankContext& rank) {
+    const Topology& topology = rank.buffer().topology();
+    constexpr std::uint64_t kTrips = 3;
+    for (std::uint64_t i = 0; i < kTrips; ++i) {
+      const auto sent = lowLatencyDispatch(rank, world, {.id = 10 + i});
+      lowLatencyCombine(rank, world, {.id = 20 + i}, sent.handle);
+    }
+    rank.sync();
+    const int perNode = static_cast<int>(topology.members(0).size());
+    const LowLatencyRoundTrip trip = lowLatencyTraffic({.ranks = 4,
+                                                        .ranksPerNode = perNode,
+                                                        .tokens = world.maxTokens(),
+                                                        .hidden = 64,
+                                                        .topk = 3,
+                                                        .experts = 8});
+    const double each =
+        trip.dispatch.puts + trip.dispatch.adds + trip.combine.puts + trip.combine.adds;
+    const auto expected = static_cast<std::uint64_t>(each * kTrips);
+    const auto carried = [&] {
+      std::uint64_t triggers = 0;
+      for (const ProxyStatistics& one : rank.buffer().proxyStatistics()) triggers += one.triggers;
+      return triggers;
+    };
+    const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+    while (carried() < expected && std::chrono::steady_clock::now() < end)
+      std::this_thread::yield();
+    EXPECT_EQ(carried(), expected);
+    EXPECT_EQ(expected == 0, topology.nodes() == 1);
+  });
+}
+
+TEST(EpLowLatency, TrafficIsThatOfTheRouting) {
+  const ep::LowLatencyShape shape{.ranks = 6,
+                                  .ranksPerNode = 4,
+                                  .tokens = 50,
+                                  .hidden = 264,
+                                  .topk = 3,
+                                  .experts = 12,
+                                  .fp8 = false,
+                                  .seed = 7};
+  const LowLatencyRoundTrip trip = lowLatencyTraffic(shape);
+  // Nodes of 4 and 2: 4 ranks have 2 peers in the other node, 2 have 4.
+  EXPECT_DOUBLE_EQ(trip.dispatch.puts, (4 * 2 + 2 * 4) / 6.0);
+  EXPECT_DOUBLE_EQ(trip.combine.puts, 2 * trip.dispatch.puts);
+  EXPECT_DOUBLE_EQ(trip.dispatch.adds, trip.dispatch.puts);
+  const reference::Placement placement = reference::lowLatencyPlacement(12, 6);
+  double near = 0, far = 0, selections = 0;
+  for (int source = 0; source < 6; ++source) {
+    const reference::Routing routing =
+        reference::makeRouting({reference::Pattern::uniform, 50, 3, source, 7}, placement);
+    for (std::size_t t = 0; t < 50; ++t) {
+      std::set<int> ranks;
+      for (std::size_t k = 0; k < 3; ++k) {
+        const int rank = placement.rankOf[static_cast<std::size_t>(routing.topkIdx[t * 3 + k])];
+        ranks.insert(rank);
+        if (rank / 4 != source / 4) ++selections;
+      }
+      ranks.erase(source);
+      for (const int rank : ranks) ++(rank / 4 == source / 4 ? near : far);
+    }
+  }
+  // 33 units of 8 values make 5 lines; 150 ids 3 lines; a token's weights one line.
+  const double ids = 3 * 128, weights = 50 * 128, row = 5 * 128, nearPeers = (4 * 3 + 2 * 1) / 6.0;
+  EXPECT_DOUBLE_EQ(trip.dispatch.memoryBytes, nearPeers * ids + near / 6 * row);
+  EXPECT_DOUBLE_EQ(trip.dispatch.putBytes, trip.dispatch.puts * ids + far / 6 * row);
+  EXPECT_DOUBLE_EQ(trip.combine.memoryBytes, nearPeers * weights + near / 6 * row);
+  EXPECT_DOUBLE_EQ(trip.combine.putBytes, trip.dispatch.puts * weights + far / 6 * row);
+  EXPECT_DOUBLE_EQ(trip.dispatch.rows, selections / 6);
+  EXPECT_DOUBLE_EQ(trip.combine.rowBytes, selections / 6 * 264 * 2);
 }
 
 TEST(EpLowLatency, SizeHintIsExact) {

@@ -34,6 +34,10 @@ int Buffer::ranks() const {
 const BufferOptions& Buffer::options() const {
   return impl_->alive().options();
 }
+std::vector<ProxyStatistics> Buffer::proxyStatistics() const {
+  return impl_->alive().proxyStatistics();
+}
+
 const Topology& Buffer::topology() const {
   return impl_->alive().topology();
 }

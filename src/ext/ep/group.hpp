@@ -40,6 +40,9 @@ class Group : public std::enable_shared_from_this<Group> {
   std::uint64_t id() const { return id_; }
   const BufferOptions& options() const { return options_; }
   const Topology& topology() const { return topology_; }
+  std::vector<ProxyStatistics> proxyStatistics() const {
+    return ports_ ? ports_->statistics() : std::vector<ProxyStatistics>{};
+  }
   /// Null when all ranks share a node.
   const PortPeers* ports() const { return ports_.get(); }
   /// Only when the group spans nodes.

@@ -7,6 +7,7 @@
 
 #include <mscclpp/failure.hpp>
 #include <mscclpp/port_channel.hpp>
+#include <mscclpp/proxy.hpp>
 #include <mscclpp/topology.hpp>
 
 #include "port_words.hpp"
@@ -37,6 +38,7 @@ class PortPeers {
   std::uint64_t* words() const { return reinterpret_cast<std::uint64_t*>(counters_.data()); }
   /// What broke first; empty while all is well.
   std::string failure() const { return service_->failure(); }
+  std::vector<ProxyStatistics> statistics() const { return service_->statistics(); }
   /// Blocks until what kernels have pushed is complete. @throws as ProxyService::drain().
   void drain() { service_->drain(); }
   /// Collective, when no kernel uses the channels any more: waits until all that was pushed has

@@ -9,6 +9,7 @@
 #include <mscclpp/ext/ep/low_latency.hpp>
 #include <mscclpp/ext/ep/types.hpp>
 #include <mscclpp/platform.hpp>
+#include <mscclpp/proxy.hpp>
 #include <mscclpp/topology.hpp>
 
 namespace mscclpp::ep {
@@ -161,6 +162,8 @@ class Buffer {
   int ranks() const;
   const BufferOptions& options() const;
   const Topology& topology() const;
+  /// Local: what this rank's proxies have done so far. Empty when all ranks share a node.
+  std::vector<ProxyStatistics> proxyStatistics() const;
 
   /// Local, asynchronous: counts where tokens go.
   LayoutResult getDispatchLayout(const LayoutRequest& request);

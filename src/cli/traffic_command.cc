@@ -1,0 +1,94 @@
+#include <cstdio>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <mscclpp/format.hpp>
+
+#include "commands.hpp"
+#include "exit_code.hpp"
+#include "ext/ep/low_latency_traffic.hpp"
+#include "ext/ep/plan/low_latency_plan.hpp"
+#include "text_table.hpp"
+
+namespace mscclpp::ep::cli {
+namespace {
+
+constexpr int kMostRanks = 4096;
+
+struct Arguments {
+  LowLatencyShape shape;
+  std::vector<int> ranks = {8, 16, 32, 64, 128, 256, 512};
+  bool bf16 = false;
+};
+
+std::string inMegabytes(double bytes) {
+  return fmt::format("{:.2f}", bytes * 1e-6);
+}
+
+int run(const Arguments& arguments) {
+  LowLatencyShape shape = arguments.shape;
+  shape.fp8 = !arguments.bf16;
+  if (shape.topk > shape.experts) {
+    throw CLI::ValidationError("--topk", fmt::format("{} is more than the {} experts (--experts)",
+                                                     shape.topk, shape.experts));
+  }
+  if (shape.hidden % 8 != 0) {
+    throw CLI::ValidationError("--hidden", fmt::format("{} is not a multiple of 8", shape.hidden));
+  }
+  std::string text = fmt::format(
+      "low latency, worked out and not run: {} tokens per rank, hidden {}, top-{} of {} experts, "
+      "uniform routing, {} out, BF16 back, {} ranks per node\n"
+      "per rank and call, mean over the ranks; node MB: stored to ranks of the own node; puts, "
+      "adds, "
+      "MB: to other nodes; rows: messages if every selection's row were put by itself\n",
+      shape.tokens, shape.hidden, shape.topk, shape.experts, shape.fp8 ? "FP8" : "BF16",
+      shape.ranksPerNode);
+  TextTable table({"ranks", "call", "node MB", "puts", "MB", "adds", "rows", "rows MB"}, 2);
+  for (const int ranks : arguments.ranks) {
+    shape.ranks = ranks;
+    const LowLatencyRoundTrip trip = lowLatencyTraffic(shape);
+    for (const bool out : {true, false}) {
+      const LowLatencyTraffic& one = out ? trip.dispatch : trip.combine;
+      table.add({std::to_string(ranks), out ? "dispatch" : "combine", inMegabytes(one.memoryBytes),
+                 fmt::format("{:.0f}", one.puts), inMegabytes(one.putBytes),
+                 fmt::format("{:.0f}", one.adds), fmt::format("{:.0f}", one.rows),
+                 inMegabytes(one.rowBytes)});
+    }
+  }
+  std::fputs((text + table.text()).c_str(), stdout);
+  return kSuccess;
+}
+
+}  // namespace
+
+void addTraffic(CLI::App& app, Action& action) {
+  auto args = std::make_shared<Arguments>();
+  LowLatencyShape& shape = args->shape;
+  CLI::App* command = app.add_subcommand(
+      "traffic-ll",
+      "Works out how many messages and bytes low-latency calls send, for groups of any size");
+  const auto number = [&](const char* name, int& value, int least, int most, const char* help) {
+    command
+        ->add_option(name, value, fmt::format("{}; default {}; {} to {}", help, value, least, most))
+        ->check(CLI::Range(least, most).description(""))
+        ->type_name("N");
+  };
+  command
+      ->add_option("--ranks", args->ranks,
+                   "Numbers of ranks, a list; default 8,16,32,64,128,256,512; 1 to 4096 each")
+      ->delimiter(',')
+      ->check(CLI::Range(1, kMostRanks).description(""))
+      ->type_name("N,...");
+  number("--ranks-per-node", shape.ranksPerNode, 1, kMostRanks, "Ranks of a node");
+  number("--tokens", shape.tokens, 1, kMaxLowLatencyTokens, "Tokens per rank");
+  number("--hidden", shape.hidden, 8, kMaxLowLatencyHidden, "Values per token, a multiple of 8");
+  number("--topk", shape.topk, 1, kMaxLowLatencyTopk, "Experts per token");
+  number("--experts", shape.experts, 1, kMaxLowLatencyExperts, "Experts of all ranks");
+  command->add_flag("--bf16", args->bf16, "Dispatch sends BF16; default: FP8 with its scales");
+  command->add_option("--seed", shape.seed, "Of the routing; any number; default 1")
+      ->type_name("N");
+  command->callback([args, &action] { action = [args] { return run(*args); }; });
+}
+
+}  // namespace mscclpp::ep::cli
