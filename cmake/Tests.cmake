@@ -19,27 +19,23 @@ elseif(MSCCLPP_SANITIZER STREQUAL "thread")
   # By default every process sleeps one second at its end, and a failing one twice that.
   set(MSCCLPP_TEST_ENVIRONMENT "TSAN_OPTIONS=path_list_prepend:atexit_sleep_ms=0")
 endif()
-# And of tests that start processes. ThreadSanitizer sees one process: between a proxy's memmove of
-# what it sends and the kernel that writes there again lies the peer's acknowledgement, which another
-# process makes. Ranks that are threads run the same code without this option.
-set(MSCCLPP_PROCESS_TEST_ENVIRONMENT ${MSCCLPP_TEST_ENVIRONMENT})
-if(MSCCLPP_SANITIZER STREQUAL "thread")
-  list(APPEND MSCCLPP_PROCESS_TEST_ENVIRONMENT
-       "TSAN_OPTIONS=path_list_prepend:ignore_interceptors_accesses=1")
-endif()
 
 add_custom_target(mscclpp_gpu_tests)
 add_custom_target(mscclpp_vm_tests)
 
 # mscclpp_add_test(NAME <name> SOURCES ... [LIBS ...] LABELS ... [TIMEOUT <seconds>]
-#                  [PROCESSORS <n>] [ARGS ...])
+#                  [PROCESSORS <n>] [RANKS_ARE_PROCESSES] [ARGS ...])
 # SOURCES of *.cu are compiled by nvcc; a test that has one exists only when the CUDA half is built.
 # LABELS: cpu (no GPU needed), mp (starts processes), gpu (needs a GPU), chaos (reads
 # MSCCLPP_TEST_SEEDS; run again by `make test-chaos`), slow (left out under sanitizers).
+# RANKS_ARE_PROCESSES: kernels reuse memory that a proxy has sent from, after an acknowledgement that
+# another process makes. ThreadSanitizer sees one process: it is told not to look at the proxy's
+# memmove. Ranks that are threads run the same code without that.
 # A binary without a test fails the build. Targets mscclpp_gpu_tests, mscclpp_vm_tests: all that are
 # labelled gpu, and all that the virtual machine runs.
 function(mscclpp_add_test)
-  cmake_parse_arguments(arg "" "NAME;TIMEOUT;PROCESSORS" "SOURCES;LIBS;LABELS;ARGS" ${ARGN})
+  cmake_parse_arguments(arg "RANKS_ARE_PROCESSES" "NAME;TIMEOUT;PROCESSORS" "SOURCES;LIBS;LABELS;ARGS"
+                        ${ARGN})
   if(arg_UNPARSED_ARGUMENTS)
     message(FATAL_ERROR "mscclpp_add_test(${arg_NAME}): unknown ${arg_UNPARSED_ARGUMENTS}")
   endif()
@@ -84,8 +80,8 @@ function(mscclpp_add_test)
     DISCOVERY_MODE PRE_TEST
     DISCOVERY_TIMEOUT 60)
   set(environment ${MSCCLPP_TEST_ENVIRONMENT})
-  if("mp" IN_LIST arg_LABELS)
-    set(environment ${MSCCLPP_PROCESS_TEST_ENVIRONMENT})
+  if(arg_RANKS_ARE_PROCESSES AND MSCCLPP_SANITIZER STREQUAL "thread")
+    list(APPEND environment "TSAN_OPTIONS=path_list_prepend:ignore_interceptors_accesses=1")
   endif()
   # Not through gtest_discover_tests(PROPERTIES): it keeps only the first of several labels. This
   # file is read when ctest starts, so that many seeds get more time.

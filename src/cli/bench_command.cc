@@ -7,6 +7,7 @@
 #include "bench.hpp"
 #include "commands.hpp"
 #include "device_memory.hpp"
+#include "number_options.hpp"
 
 namespace mscclpp::ep::cli {
 namespace {
@@ -59,19 +60,9 @@ void applyDefaults(BenchArguments& arguments) {
 }
 
 void checkShape(const BenchOptions& bench) {
-  if (bench.hidden % 8 != 0) {
-    throw CLI::ValidationError("--hidden", fmt::format("{} is not a multiple of 8", bench.hidden));
-  }
-  if (bench.experts % bench.ranks != 0) {
-    throw CLI::ValidationError(
-        "--experts",
-        fmt::format("{} is not divisible by the {} ranks (--ranks): allowed are {}, {}, ...",
-                    bench.experts, bench.ranks, bench.ranks, 2 * bench.ranks));
-  }
-  if (bench.topk > bench.experts) {
-    throw CLI::ValidationError("--topk", fmt::format("{} is more than the {} experts (--experts)",
-                                                     bench.topk, bench.experts));
-  }
+  checkHidden(bench.hidden);
+  checkExpertsPerRank(bench.experts, bench.ranks);
+  checkTopk(bench.topk, bench.experts);
 }
 
 int runBench(BenchArguments arguments) {
@@ -94,12 +85,7 @@ void addBench(CLI::App& app, const std::vector<std::string>& arguments, Action& 
   BenchOptions& bench = args->bench;
   CLI::App* command = app.add_subcommand(
       "bench", "Times dispatch and combine against a plain copy of the same rows, and checks them");
-  const auto number = [&](const char* name, std::optional<int>& value, int least, int most,
-                          const char* help) {
-    command->add_option(name, value, fmt::format("{}; {} to {}", help, least, most))
-        ->check(CLI::Range(least, most).description(""))
-        ->type_name("N");
-  };
+  const NumberOptions number(*command);
   number("--ranks", args->rankCount, 1, kMaxRanks,
          "Number of ranks; default: one per GPU, 4 on cpu");
   number("--tokens", args->tokens, 1, kMaxTokens, "Tokens per rank; default 4096, on cpu 64");

@@ -112,17 +112,11 @@ class LowLatencyRank {
     }
   }
   void countBytes(const reference::Placement& placement) {
-    for (int t = 0; t < tokens_; ++t) {
-      std::vector<int> remote;
-      for (int k = 0; k < options_.topk; ++k) {
-        const int rank = placement.rankOf[index(routing_.topkIdx[index(t * options_.topk + k)])];
-        bytes_.combineBytes += 2.0 * options_.hidden;
-        if (rank != context_.rank && std::ranges::find(remote, rank) == remote.end()) {
-          remote.push_back(rank);
-        }
-      }
-      remoteRows_ += static_cast<double>(remote.size());
+    const reference::Layout layout = reference::layout(routing_, placement);
+    for (int rank = 0; rank < options_.ranks; ++rank) {
+      if (rank != context_.rank) remoteRows_ += layout.tokensPerRank[index(rank)];
     }
+    bytes_.combineBytes = static_cast<double>(routing_.topkIdx.size()) * 2.0 * options_.hidden;
     const auto area =
         CombineArea::make(options_.ranks, tokens_, options_.topk, bf16Units(options_.hidden));
     bytes_.combineWire = remoteRows_ * static_cast<double>(area.rowBytes);

@@ -8,6 +8,7 @@
 #include "commands.hpp"
 #include "device_memory.hpp"
 #include "ext/ep/plan/low_latency_plan.hpp"
+#include "number_options.hpp"
 
 namespace mscclpp::ep::cli {
 namespace {
@@ -36,9 +37,7 @@ int run(Arguments arguments) {
   if (bench.tokens.empty()) {
     bench.tokens = cuda ? std::vector<int>{128, 32, 8, 1} : std::vector<int>{16, 1};
   }
-  if (bench.hidden % 8 != 0) {
-    throw CLI::ValidationError("--hidden", fmt::format("{} is not a multiple of 8", bench.hidden));
-  }
+  checkHidden(bench.hidden);
   if (arguments.nodes) {
     const int perNode = (bench.ranks + *arguments.nodes - 1) / *arguments.nodes;
     if ((bench.ranks + perNode - 1) / perNode != *arguments.nodes) {
@@ -50,10 +49,7 @@ int run(Arguments arguments) {
     bench.topology.ranksPerNode = perNode;
   }
   if (!arguments.transport.empty()) bench.topology.transport = parseTransport(arguments.transport);
-  if (bench.topk > bench.experts) {
-    throw CLI::ValidationError("--topk", fmt::format("{} is more than the {} experts (--experts)",
-                                                     bench.topk, bench.experts));
-  }
+  checkTopk(bench.topk, bench.experts);
   arguments.ranks.ranks = bench.ranks;
   bench.processes = arguments.ranks.processes;
   return runRanks(arguments.ranks,
@@ -69,12 +65,7 @@ void addLowLatencyBench(CLI::App& app, const std::vector<std::string>& arguments
   CLI::App* command = app.add_subcommand(
       "bench-ll",
       "Times the low-latency dispatch and combine, whole and in halves, and checks them");
-  const auto number = [&](const char* name, std::optional<int>& value, int least, int most,
-                          const char* help) {
-    command->add_option(name, value, fmt::format("{}; {} to {}", help, least, most))
-        ->check(CLI::Range(least, most).description(""))
-        ->type_name("N");
-  };
+  const NumberOptions number(*command);
   number("--ranks", args->rankCount, 1, kMaxRanks,
          "Number of ranks; default: one per GPU, 2 on cpu");
   number(

@@ -8,6 +8,7 @@
 #include "default_text.hpp"
 #include "demo.hpp"
 #include "device_memory.hpp"
+#include "number_options.hpp"
 
 namespace mscclpp::ep::cli {
 namespace {
@@ -39,15 +40,8 @@ std::string readText(const std::string& path) {
 
 int runDemo(DemoArguments arguments) {
   ModelShape& shape = arguments.demo.shape;
-  if (shape.hidden % 8 != 0) {
-    throw CLI::ValidationError("--hidden", fmt::format("{} is not a multiple of 8", shape.hidden));
-  }
-  if (shape.experts % shape.ranks != 0) {
-    throw CLI::ValidationError(
-        "--experts",
-        fmt::format("{} is not divisible by the {} ranks (--ranks): allowed are {}, {}, ...",
-                    shape.experts, shape.ranks, shape.ranks, 2 * shape.ranks));
-  }
+  checkHidden(shape.hidden);
+  checkExpertsPerRank(shape.experts, shape.ranks);
   if (shape.nodes > shape.ranks ||
       (shape.ranks + shape.ranksPerNode() - 1) / shape.ranksPerNode() != shape.nodes) {
     throw CLI::ValidationError(
@@ -56,10 +50,7 @@ int runDemo(DemoArguments arguments) {
                                shape.ranks, shape.nodes));
   }
   if (!arguments.transport.empty()) arguments.demo.transport = parseTransport(arguments.transport);
-  if (shape.topk > shape.experts) {
-    throw CLI::ValidationError("--topk", fmt::format("{} is more than the {} experts (--experts)",
-                                                     shape.topk, shape.experts));
-  }
+  checkTopk(shape.topk, shape.experts);
   if (arguments.demo.plantErrorRank >= shape.ranks) {
     throw CLI::ValidationError("--plant-error", fmt::format("ranks are 0 to {}", shape.ranks - 1));
   }
@@ -84,12 +75,7 @@ void addDemo(CLI::App& app, const std::vector<std::string>& arguments, Action& a
   CLI::App* command = app.add_subcommand(
       "demo",
       "Runs a mixture-of-experts layer over a text on several ranks and checks every value");
-  const auto number = [&](const char* name, int& value, int least, int most, const char* help) {
-    command
-        ->add_option(name, value, fmt::format("{}; {} to {}; default {}", help, least, most, value))
-        ->check(CLI::Range(least, most).description(""))
-        ->type_name("N");
-  };
+  const NumberOptions number(*command);
   command
       ->add_option("--text", demo.textPath,
                    "Text file to read; default: the one built in, data/demo.txt of the sources")

@@ -9,6 +9,7 @@
 #include "exit_code.hpp"
 #include "ext/ep/low_latency_traffic.hpp"
 #include "ext/ep/plan/low_latency_plan.hpp"
+#include "number_options.hpp"
 #include "text_table.hpp"
 
 namespace mscclpp::ep::cli {
@@ -29,13 +30,8 @@ std::string inMegabytes(double bytes) {
 int run(const Arguments& arguments) {
   LowLatencyShape shape = arguments.shape;
   shape.fp8 = !arguments.bf16;
-  if (shape.topk > shape.experts) {
-    throw CLI::ValidationError("--topk", fmt::format("{} is more than the {} experts (--experts)",
-                                                     shape.topk, shape.experts));
-  }
-  if (shape.hidden % 8 != 0) {
-    throw CLI::ValidationError("--hidden", fmt::format("{} is not a multiple of 8", shape.hidden));
-  }
+  checkTopk(shape.topk, shape.experts);
+  checkHidden(shape.hidden);
   std::string text = fmt::format(
       "low latency, worked out and not run: {} tokens per rank, hidden {}, top-{} of {} experts, "
       "uniform routing, {} out, BF16 back, {} ranks per node\n"
@@ -68,12 +64,7 @@ void addTraffic(CLI::App& app, Action& action) {
   CLI::App* command = app.add_subcommand(
       "traffic-ll",
       "Works out how many messages and bytes low-latency calls send, for groups of any size");
-  const auto number = [&](const char* name, int& value, int least, int most, const char* help) {
-    command
-        ->add_option(name, value, fmt::format("{}; default {}; {} to {}", help, value, least, most))
-        ->check(CLI::Range(least, most).description(""))
-        ->type_name("N");
-  };
+  const NumberOptions number(*command);
   command
       ->add_option("--ranks", args->ranks,
                    "Numbers of ranks, a list; default 8,16,32,64,128,256,512; 1 to 4096 each")

@@ -10,7 +10,13 @@
 #include <fstream>
 #include <memory>
 
+#include <gtest/gtest.h>
+
 #include <mscclpp/errors.hpp>
+#include <mscclpp/format.hpp>
+
+#include "core/cannot_run.hpp"
+#include "core/processes.hpp"
 
 namespace mscclpp::test {
 
@@ -50,6 +56,32 @@ std::string runCommand(const std::string& command) {
   check(status == 0, ErrorCode::unsupported, "'{}' failed (status {}): {}", command, status,
         output);
   return output;
+}
+
+void makeLink(pid_t other) {
+  runCommand(fmt::format("ip link add {} type veth peer name {} netns {}", kLinkInterfaces[0],
+                         kLinkInterfaces[1], other));
+  configureLink(0);
+}
+
+void configureLink(int side) {
+  runCommand(fmt::format("ip link set lo up && ip address add {}/24 dev {} && ip link set {} up",
+                         kLinkAddresses[side], kLinkInterfaces[side], kLinkInterfaces[side]));
+}
+
+void setLink(bool up) {
+  runCommand(fmt::format("ip link set {} {}", kLinkInterfaces[0], up ? "up" : "down"));
+}
+
+void runSide0(const std::string& role, const std::vector<std::string>& arguments,
+              const std::string& expected, const std::vector<std::string>& environment) {
+  Child side(role, arguments, environment);
+  const std::string said = side.hear();
+  if (said.starts_with(kCannotRun)) {
+    return cannotRunHere(said.substr(std::string(kCannotRun).size()), true);
+  }
+  EXPECT_EQ(said, expected);
+  EXPECT_EQ(side.wait(), 0);
 }
 
 }  // namespace mscclpp::test

@@ -17,10 +17,7 @@ namespace {
 using namespace std::chrono_literals;
 using Clock = std::chrono::steady_clock;
 
-// Rank 0 is a child of the test, rank 1 a child of rank 0; each moves into a namespace of its own.
-constexpr const char* kInterfaces[] = {"left", "right"};
-constexpr const char* kAddresses[] = {"10.77.0.1", "10.77.0.2"};
-constexpr const char* kCannot = "cannot: ";
+// Rank 0 is side 0 of the link, rank 1 side 1.
 constexpr auto kTimeout = 2s;
 
 struct Namespaced {
@@ -31,17 +28,12 @@ struct Namespaced {
   Namespaced(int own, const UniqueId& id, std::chrono::nanoseconds timeout) {
     instance = {.name = "tcp between namespaces",
                 .transport = Transport::tcp,
-                .options = {.interface = kInterfaces[own]}};
+                .options = {.interface = kLinkInterfaces[own]}};
     RankSetup setup = kExchangeRoom;
     setup.timeout = timeout;
     rank = std::make_unique<Rank>(instance, own, 2, id, setup);
   }
 };
-
-void configureInterface(int own) {
-  runCommand(fmt::format("ip link set lo up && ip address add {}/24 dev {} && ip link set {} up",
-                         kAddresses[own], kInterfaces[own], kInterfaces[own]));
-}
 
 /// One packet in a hundred of those that come in vanishes.
 void losePackets(int own) {
@@ -49,7 +41,7 @@ void losePackets(int own) {
       fmt::format("ip link set {} gso_max_segs 1 && nft add table ip loss && "
                   "nft add chain ip loss in '{{ type filter hook input priority 0; }}' && "
                   "nft add rule ip loss in iifname {} numgen random mod 100 0 counter drop",
-                  kInterfaces[own], kInterfaces[own]));
+                  kLinkInterfaces[own], kLinkInterfaces[own]));
 }
 
 /// How many have vanished.
@@ -71,7 +63,8 @@ std::string noticeTheCut(Rank& rank, bool busy) {
             rank.rank(), std::chrono::duration<double>(Clock::now() - start).count());
   }
   const std::string why = connection.failure();
-  const std::string peer = fmt::format("rank {} at {}:", rank.other(), kAddresses[rank.other()]);
+  const std::string peer =
+      fmt::format("rank {} at {}:", rank.other(), kLinkAddresses[rank.other()]);
   require(why.find(peer) != std::string::npos, "'{}' is missing in: {}", peer, why);
   return why;
 }
@@ -86,7 +79,7 @@ const RoleRegistration kRight("namespaced_peer", [](const std::vector<std::strin
   for (std::string line = askParent(); !line.empty(); line = askParent()) {
     const std::string word = line.substr(0, line.find(' '));
     const std::string rest = line.substr(std::min(line.size(), word.size() + 1));
-    if (word == "configure") configureInterface(1);
+    if (word == "configure") configureLink(1);
     if (word == "lose") losePackets(1);
     if (word == "join")
       side = std::make_unique<Namespaced>(1, UniqueId::fromString(rest), kTimeout);
@@ -116,9 +109,7 @@ class Link {
   Link() : peer_("namespaced_peer", {}) {
     const std::string entered = peer_.hear();
     check(entered == "entered", ErrorCode::unsupported, "the second namespace: {}", entered);
-    runCommand(fmt::format("ip link add {} type veth peer name {} netns {}", kInterfaces[0],
-                           kInterfaces[1], peer_.pid()));
-    configureInterface(0);
+    makeLink(peer_.pid());
     order("configure");
   }
   void tell(const std::string& line) { peer_.tell(line); }
@@ -132,7 +123,7 @@ class Link {
     expect("done");
   }
   std::unique_ptr<Namespaced> join(const std::string& word, std::chrono::nanoseconds timeout) {
-    const UniqueId id = TcpBootstrap::createUniqueId(kInterfaces[0]);
+    const UniqueId id = TcpBootstrap::createUniqueId(kLinkInterfaces[0]);
     tell(word + " " + id.toString());
     auto side = std::make_unique<Namespaced>(0, id, timeout);
     expect("done");
@@ -146,7 +137,7 @@ class Link {
 void ownAddresses(Link& link) {
   const auto side = link.join("join-patient", 60s);
   const std::string path = side->rank->to(1).describe();
-  for (const char* address : kAddresses) {
+  for (const char* address : kLinkAddresses) {
     require(path.find(address) != std::string::npos, "'{}' is missing in: {}", address, path);
   }
   link.tell("exchange 100");
@@ -173,13 +164,13 @@ void cut(Link& link, const std::string& state) {
       for (int i = 0; i < 20; ++i) side->rank->write(1, 0, 0, 100'000);
       side->rank->waitFor("work under way", [&] { return side->rank->to(1).completed() >= 10; });
     }
-    runCommand(fmt::format("ip link set {} down", kInterfaces[0]));
+    setLink(false);
     noticeTheCut(*side->rank, state == "busy");
     const std::string said = link.hear();
     require(said.find("rank 0 at 10.77.0.1:") != std::string::npos, "rank 1 said '{}'", said);
   }
   // Both processes go on when the link is back.
-  runCommand(fmt::format("ip link set {} up", kInterfaces[0]));
+  setLink(true);
   const auto side = link.join("join-patient", 60s);
   link.tell("exchange 10");
   exchange(*side->rank, 10, Notify::counter);
@@ -199,7 +190,7 @@ const RoleRegistration kLeft("namespaced_rank", [](const std::vector<std::string
     link = std::make_unique<Link>();
     runCommand("nft list tables");  // what losePackets() needs
   } catch (const std::exception& error) {
-    tellParent(kCannot + std::string(error.what()));
+    tellParent(kCannotRun + std::string(error.what()));
     return 1;
   }
   kTrials.at(arguments.at(0))(*link);
@@ -208,13 +199,7 @@ const RoleRegistration kLeft("namespaced_rank", [](const std::vector<std::string
 });
 
 void runTrial(const std::string& name) {
-  Child left("namespaced_rank", {name});
-  const std::string said = left.hear();
-  if (said.starts_with(kCannot)) {
-    return cannotRunHere(said.substr(std::string(kCannot).size()), true);
-  }
-  EXPECT_EQ(said, "finished");
-  EXPECT_EQ(left.wait(), 0);
+  runSide0("namespaced_rank", {name}, "finished");
 }
 
 TEST(TcpNamespaces, EachSideHasAnAddressOfItsOwn) {

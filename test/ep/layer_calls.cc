@@ -42,13 +42,7 @@ void runDecodingCalls(RankContext& rank) {
     return LowLatencyCase{.id = id, .hidden = kDecodingHidden, .fp8 = id % 3 == 0, .hook = hook};
   };
   for (std::uint64_t i = 0; i < 6; ++i) {
-    const LowLatencyCase sent = callOf(10 + i, i % 2 == 1), back = callOf(20 + i, i % 4 > 1);
-    const LowLatencyDispatchResult a = lowLatencyDispatch(rank, world, sent);
-    if (a.hook) a.hook(rank.compute().native());
-    const LowLatencyCombineResult b = lowLatencyCombine(rank, world, back, a.handle);
-    if (b.hook) b.hook(rank.compute().native());
-    expectLowLatencyDispatch(rank, world, sent, a);
-    expectLowLatencyCombine(rank, world, back, b);
+    lowLatencyRoundTrip(rank, world, callOf(10 + i, i % 2 == 1), callOf(20 + i, i % 4 > 1));
   }
 }
 

@@ -219,4 +219,14 @@ void expectLowLatencyCombine(RankContext& rank, const LowLatencyWorld& world,
              rank.download<std::uint16_t>(result.x), index(call.hidden));
 }
 
+void lowLatencyRoundTrip(RankContext& rank, const LowLatencyWorld& world,
+                         const LowLatencyCase& sent, const LowLatencyCase& back) {
+  const LowLatencyDispatchResult a = lowLatencyDispatch(rank, world, sent);
+  if (sent.hook) a.hook(rank.compute().native());
+  const LowLatencyCombineResult b = lowLatencyCombine(rank, world, back, a.handle);
+  if (back.hook) b.hook(rank.compute().native());
+  expectLowLatencyDispatch(rank, world, sent, a);
+  expectLowLatencyCombine(rank, world, back, b);
+}
+
 }  // namespace mscclpp::ep::testing

@@ -68,5 +68,12 @@ LowLatencyCombineResult lowLatencyCombine(RankContext& rank, const LowLatencyWor
                                           const LowLatencyHandle& handle);
 void expectLowLatencyCombine(RankContext& rank, const LowLatencyWorld& world,
                              const LowLatencyCase& call, const LowLatencyCombineResult& result);
+/// Dispatch as `sent` says, combine as `back` says, hooks included; then both are checked.
+void lowLatencyRoundTrip(RankContext& rank, const LowLatencyWorld& world,
+                         const LowLatencyCase& sent, const LowLatencyCase& back);
+inline void lowLatencyRoundTrip(RankContext& rank, const LowLatencyWorld& world,
+                                const LowLatencyCase& call) {
+  lowLatencyRoundTrip(rank, world, call, call);
+}
 
 }  // namespace mscclpp::ep::testing

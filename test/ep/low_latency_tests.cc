@@ -12,16 +12,6 @@ namespace {
 
 using reference::Pattern;
 
-/// Dispatch and combine as `call` says.
-void roundTrip(RankContext& rank, const LowLatencyWorld& world, const LowLatencyCase& call) {
-  const LowLatencyDispatchResult sent = lowLatencyDispatch(rank, world, call);
-  if (call.hook) sent.hook(rank.compute().native());
-  const LowLatencyCombineResult combined = lowLatencyCombine(rank, world, call, sent.handle);
-  if (call.hook) combined.hook(rank.compute().native());
-  expectLowLatencyDispatch(rank, world, call, sent);
-  expectLowLatencyCombine(rank, world, call, combined);
-}
-
 struct Format {
   const char* name;
   bool fp8, roundScale, ue8m0;
@@ -41,14 +31,14 @@ TEST_P(EpLowLatencyFormats, RoundTrip) {
     SCOPED_TRACE("hidden " + std::to_string(hidden));
     runRanks(ranks, lowLatencyOptions(world, hidden), [&](RankContext& rank) {
       for (std::uint64_t id = 1; id <= 3; ++id) {
-        roundTrip(rank, world,
-                  {.id = id,
-                   .hidden = hidden,
-                   .fp8 = format.fp8,
-                   .roundScale = format.roundScale,
-                   .ue8m0 = format.ue8m0,
-                   .hook = hook,
-                   .outputs = id == 2});
+        lowLatencyRoundTrip(rank, world,
+                            {.id = id,
+                             .hidden = hidden,
+                             .fp8 = format.fp8,
+                             .roundScale = format.roundScale,
+                             .ue8m0 = format.ue8m0,
+                             .hook = hook,
+                             .outputs = id == 2});
       }
     });
   }
@@ -82,8 +72,8 @@ TEST_P(EpLowLatencyShapes, RoundTrip) {
                                .experts = shape.experts,
                                .pattern = Pattern::gaps});
   runRanks(shape.ranks, lowLatencyOptions(world, shape.hidden), [&](RankContext& rank) {
-    roundTrip(rank, world, {.id = 1, .hidden = shape.hidden});
-    roundTrip(rank, world, {.id = 2, .hidden = shape.hidden, .fp8 = true, .hook = true});
+    lowLatencyRoundTrip(rank, world, {.id = 1, .hidden = shape.hidden});
+    lowLatencyRoundTrip(rank, world, {.id = 2, .hidden = shape.hidden, .fp8 = true, .hook = true});
   });
 }
 INSTANTIATE_TEST_SUITE_P(Models, EpLowLatencyShapes, ::testing::ValuesIn(kShapes),
@@ -99,9 +89,9 @@ TEST_P(EpLowLatencyPatterns, RoundTrip) {
                                .pattern = GetParam(),
                                .maxTokens = 33});
   runRanks(3, lowLatencyOptions(world, 72), [&](RankContext& rank) {
-    roundTrip(rank, world, {.id = 1, .hidden = 72});
-    roundTrip(rank, world, {.id = 2, .hidden = 72, .hook = true});
-    roundTrip(rank, world, {.id = 3, .hidden = 72, .fp8 = true, .numSms = 1});
+    lowLatencyRoundTrip(rank, world, {.id = 1, .hidden = 72});
+    lowLatencyRoundTrip(rank, world, {.id = 2, .hidden = 72, .hook = true});
+    lowLatencyRoundTrip(rank, world, {.id = 3, .hidden = 72, .fp8 = true, .numSms = 1});
   });
 }
 INSTANTIATE_TEST_SUITE_P(All, EpLowLatencyPatterns, ::testing::ValuesIn(reference::kPatterns),
@@ -117,8 +107,9 @@ TEST(EpLowLatency, ShapesAlternateWithoutCleaning) {
   runRanks(2, options, [&](RankContext& rank) {
     for (std::uint64_t id = 1; id <= 12; ++id) {
       const bool first = reference::mix({id}) % 2 == 0;
-      roundTrip(rank, first ? a : b,
-                {.id = id, .hidden = first ? 1024 : 264, .fp8 = id % 3 == 0, .hook = id % 4 == 1});
+      lowLatencyRoundTrip(
+          rank, first ? a : b,
+          {.id = id, .hidden = first ? 1024 : 264, .fp8 = id % 3 == 0, .hook = id % 4 == 1});
     }
   });
 }
@@ -153,7 +144,7 @@ TEST(EpLowLatency, EpochsCrossTheWrap) {
     options.firstEpoch = first;
     runRanks(2, options, [&](RankContext& rank) {
       for (std::uint64_t id = 1; id <= 7; ++id) {
-        roundTrip(rank, world, {.id = id, .hook = id % 3 == 0});
+        lowLatencyRoundTrip(rank, world, {.id = id, .hook = id % 3 == 0});
       }
     });
   }
@@ -263,12 +254,13 @@ TEST(EpLowLatency, TrafficIsThatOfTheRouting) {
 TEST(EpLowLatency, SizeHintIsExact) {
   const LowLatencyWorld world({.ranks = 2, .tokens = {6}, .topk = 32, .experts = 64});
   const BufferOptions enough = lowLatencyOptions(world, 1024);
-  runRanks(2, enough, [&](RankContext& rank) { roundTrip(rank, world, {.hidden = 1024}); });
+  runRanks(2, enough,
+           [&](RankContext& rank) { lowLatencyRoundTrip(rank, world, {.hidden = 1024}); });
   BufferOptions less = enough;
   less.numRdmaBytes -= 4 * 128;
   const auto errors = tryRanks(
       2, [&](int) { return less; },
-      [&](RankContext& rank) { roundTrip(rank, world, {.hidden = 1024}); });
+      [&](RankContext& rank) { lowLatencyRoundTrip(rank, world, {.hidden = 1024}); });
   for (const std::string& error : errors) {
     EXPECT_NE(error.find("needs num_rdma_bytes = " + std::to_string(enough.numRdmaBytes)),
               std::string::npos)

@@ -9,7 +9,6 @@
 #include <mscclpp/errors.hpp>
 #include <mscclpp/format.hpp>
 
-#include "core/cannot_run.hpp"
 #include "core/namespaces.hpp"
 #include "core/processes.hpp"
 #include "ep/layer_calls.hpp"
@@ -17,19 +16,9 @@
 namespace mscclpp::ep::testing {
 namespace {
 
-using test::runCommand;
-
-// Node 0 is a child of the test, node 1 a child of node 0.
+// Node n is side n of the link.
 constexpr int kRanks = 4, kPerNode = 2;
-constexpr const char* kInterfaces[] = {"left", "right"};
-constexpr const char* kAddresses[] = {"10.78.0.1", "10.78.0.2"};
-constexpr const char* kCannot = "cannot: ";
 constexpr double kCutSeconds = 4;  ///< limit of waits where the link is cut
-
-void configureInterface(int node) {
-  runCommand(fmt::format("ip link set lo up && ip address add {}/24 dev {} && ip link set {} up",
-                         kAddresses[node], kInterfaces[node], kInterfaces[node]));
-}
 
 /// A node's ranks, one thread each. Returns what they throw, a line each.
 std::string runNode(int node, const UniqueId& id, double seconds, const RankFunction& function) {
@@ -173,90 +162,98 @@ Phase phaseOf(const std::string& name) {
   return static_cast<Phase>(found - std::begin(kPhases));
 }
 
+/// A node's ranks on their way through a cut.
+class CutNode {
+ public:
+  CutNode(int node, const UniqueId& id, Phase phase)
+      : node_(node), thread_([this, id, phase] {
+          errors_ = runNode(node_, id, kCutSeconds,
+                            [&](RankContext& rank) { runThroughCut(rank, phase, meet); });
+        }) {}
+  /// Waits for the ranks; see missingNames().
+  std::string missing() {
+    thread_.join();
+    return missingNames(node_, errors_);
+  }
+
+  Meetings meet;
+
+ private:
+  int node_;
+  std::string errors_;
+  std::thread thread_;
+};
+
 // --- node 1 --------------------------------------------------------------------------------------
+
+std::string playRight(const UniqueId& id, const std::string& what) {
+  if (what == "calls") return runNode(1, id, 0, runEveryCall);
+  CutNode node(1, id, phaseOf(what));
+  node.meet.ready.wait();
+  test::tellParent("ready");
+  test::askParent();  // the link is cut
+  node.meet.go.count_down();
+  return node.missing();
+}
 
 /// Arguments: what to do. Then the parent tells when the interface is there, and the group.
 const test::RoleRegistration kRight("ep_right", [](const std::vector<std::string>& arguments) {
   test::enterNetworkNamespace();
   test::tellParent("entered");
   test::askParent();
-  configureInterface(1);
+  test::configureLink(1);
   test::tellParent("configured");
   const UniqueId id = UniqueId::fromString(test::askParent());
-  const std::string what = arguments.at(0);
-  if (what == "calls") {
-    const std::string errors = runNode(1, id, 0, runEveryCall);
-    test::tellParent(errors.empty() ? "ok" : errors);
-    return 0;
-  }
-  Meetings meet;
-  std::string errors;
-  std::thread node([&] {
-    errors = runNode(1, id, kCutSeconds,
-                     [&](RankContext& rank) { runThroughCut(rank, phaseOf(what), meet); });
-  });
-  meet.ready.wait();
-  test::tellParent("ready");
-  test::askParent();  // the link is cut
-  meet.go.count_down();
-  node.join();
-  const std::string missing = missingNames(1, errors);
-  test::tellParent(missing.empty() ? "ok" : missing);
+  const std::string wrong = playRight(id, arguments.at(0));
+  test::tellParent(wrong.empty() ? "ok" : wrong);
   return 0;
 });
 
 // --- node 0 --------------------------------------------------------------------------------------
 
-void require(const std::string& said, const std::string& expected) {
+void expectSaid(const std::string& said, const std::string& expected) {
   check(said == expected, ErrorCode::internal, "said '{}' instead of '{}'", said, expected);
 }
 
-/// Both namespaces and the link between them, as node 0 sees them.
-test::Child makeLink(const std::string& what) {
-  test::Child right("ep_right", {what}, {"MSCCLPP_HOST_ID=right"});
-  const std::string entered = right.hear();
+/// Node 1, in its namespace, with the link to it.
+std::unique_ptr<test::Child> startRight(const std::string& what) {
+  auto right = std::make_unique<test::Child>("ep_right", std::vector<std::string>{what},
+                                             std::vector<std::string>{"MSCCLPP_HOST_ID=right"});
+  const std::string entered = right->hear();
   check(entered == "entered", ErrorCode::unsupported, "the second namespace: {}", entered);
-  runCommand(fmt::format("ip link add {} type veth peer name {} netns {}", kInterfaces[0],
-                         kInterfaces[1], right.pid()));
-  configureInterface(0);
-  right.tell("configure");
-  require(right.hear(), "configured");
+  test::makeLink(right->pid());
+  right->tell("configure");
+  expectSaid(right->hear(), "configured");
   return right;
 }
 
 void playLeft(test::Child& right, const std::string& what) {
-  const UniqueId id = TcpBootstrap::createUniqueId(kInterfaces[0]);
+  const UniqueId id = TcpBootstrap::createUniqueId(test::kLinkInterfaces[0]);
   right.tell(id.toString());
   if (what == "calls") {
-    require(runNode(0, id, 0, runEveryCall), "");
-    require(right.hear(), "ok");
-    return;
+    expectSaid(runNode(0, id, 0, runEveryCall), "");
+  } else {
+    CutNode node(0, id, phaseOf(what));
+    node.meet.ready.wait();
+    const std::string ready = right.hear();
+    node.meet.go.count_down();
+    node.meet.entered.wait();
+    test::setLink(false);
+    right.tell("cut");
+    const std::string missing = node.missing();
+    expectSaid(ready, "ready");
+    expectSaid(missing, "");
   }
-  Meetings meet;
-  std::string errors;
-  std::thread node([&] {
-    errors = runNode(0, id, kCutSeconds,
-                     [&](RankContext& rank) { runThroughCut(rank, phaseOf(what), meet); });
-  });
-  meet.ready.wait();
-  const std::string ready = right.hear();
-  meet.go.count_down();
-  meet.entered.wait();
-  runCommand(fmt::format("ip link set {} down", kInterfaces[0]));
-  right.tell("cut");
-  node.join();
-  require(ready, "ready");
-  require(missingNames(0, errors), "");
-  require(right.hear(), "ok");
+  expectSaid(right.hear(), "ok");
 }
 
 const test::RoleRegistration kLeft("ep_left", [](const std::vector<std::string>& arguments) {
   std::unique_ptr<test::Child> right;
   try {
     test::enterNetworkNamespace();
-    right = std::make_unique<test::Child>(makeLink(arguments.at(0)));
+    right = startRight(arguments.at(0));
   } catch (const std::exception& error) {
-    test::tellParent(kCannot + std::string(error.what()));
+    test::tellParent(test::kCannotRun + std::string(error.what()));
     return 1;
   }
   const std::string error = errorOf([&] { playLeft(*right, arguments.at(0)); });
@@ -265,13 +262,7 @@ const test::RoleRegistration kLeft("ep_left", [](const std::vector<std::string>&
 });
 
 void runTrial(const std::string& what) {
-  test::Child left("ep_left", {what}, {"MSCCLPP_HOST_ID=left"});
-  const std::string said = left.hear();
-  if (said.starts_with(kCannot)) {
-    return test::cannotRunHere(said.substr(std::string(kCannot).size()), true);
-  }
-  EXPECT_EQ(said, "ok");
-  EXPECT_EQ(left.wait(), 0);
+  test::runSide0("ep_left", {what}, "ok", {"MSCCLPP_HOST_ID=left"});
 }
 
 TEST(EpNamespaces, EveryCall) {

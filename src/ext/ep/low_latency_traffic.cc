@@ -1,6 +1,5 @@
 #include "low_latency_traffic.hpp"
 
-#include <algorithm>
 #include <vector>
 
 #include "plan/low_latency_plan.hpp"
@@ -9,26 +8,14 @@
 namespace mscclpp::ep {
 namespace {
 
-/// Tokens and selections of one rank that go to each rank.
-struct Destinations {
-  std::vector<int> tokens, selections;
-};
-
-Destinations destinationsOf(const reference::Routing& routing,
-                            const reference::Placement& placement, int ranks) {
-  const auto size = static_cast<std::size_t>(ranks);
-  Destinations to{std::vector<int>(size), std::vector<int>(size)};
-  std::vector<int> lastToken(size, -1);
-  for (std::size_t i = 0; i < routing.topkIdx.size(); ++i) {
-    if (routing.topkIdx[i] < 0) continue;
-    const int token = static_cast<int>(i) / routing.topk;
-    const auto rank =
-        static_cast<std::size_t>(placement.rankOf[static_cast<std::size_t>(routing.topkIdx[i])]);
-    ++to.selections[rank];
-    if (lastToken[rank] != token) ++to.tokens[rank];
-    lastToken[rank] = token;
+/// Selections of a rank's tokens, by the rank that hosts the expert.
+std::vector<int> selectionsByRank(const reference::Layout& layout,
+                                  const reference::Placement& placement) {
+  std::vector<int> selections(layout.tokensPerRank.size());
+  for (std::size_t e = 0; e < layout.tokensPerExpert.size(); ++e) {
+    selections[static_cast<std::size_t>(placement.rankOf[e])] += layout.tokensPerExpert[e];
   }
-  return to;
+  return selections;
 }
 
 void divide(LowLatencyTraffic& total, double by) {
@@ -54,15 +41,16 @@ LowLatencyRoundTrip lowLatencyTraffic(const LowLatencyShape& shape) {
   const double sentRow = shape.fp8 ? shape.hidden + 4.0 * scaleBlocks(shape.hidden) : bf16Row;
   LowLatencyRoundTrip total;
   for (int source = 0; source < shape.ranks; ++source) {
-    const Destinations to = destinationsOf(
+    const reference::Layout layout = reference::layout(
         reference::makeRouting(
             {reference::Pattern::uniform, shape.tokens, shape.topk, source, shape.seed}, placement),
-        placement, shape.ranks);
+        placement);
+    const std::vector<int> selections = selectionsByRank(layout, placement);
     for (int rank = 0; rank < shape.ranks; ++rank) {
       if (rank == source) continue;
       const auto at = static_cast<std::size_t>(rank);
-      const double there = idBytes + static_cast<double>(to.tokens[at]) * out.rowBytes;
-      const double home = weightBytes + static_cast<double>(to.tokens[at]) * back.rowBytes;
+      const double rows = layout.tokensPerRank[at];
+      const double there = idBytes + rows * out.rowBytes, home = weightBytes + rows * back.rowBytes;
       if (rank / shape.ranksPerNode == source / shape.ranksPerNode) {
         total.dispatch.memoryBytes += there;
         total.combine.memoryBytes += home;
@@ -74,10 +62,10 @@ LowLatencyRoundTrip lowLatencyTraffic(const LowLatencyShape& shape) {
       total.combine.putBytes += home;
       for (LowLatencyTraffic* one : {&total.dispatch, &total.combine}) {
         one->adds += 1;
-        one->rows += to.selections[at];
+        one->rows += selections[at];
       }
-      total.dispatch.rowBytes += to.selections[at] * sentRow;
-      total.combine.rowBytes += to.selections[at] * bf16Row;
+      total.dispatch.rowBytes += selections[at] * sentRow;
+      total.combine.rowBytes += selections[at] * bf16Row;
     }
   }
   divide(total.dispatch, shape.ranks);

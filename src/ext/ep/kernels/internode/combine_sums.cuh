@@ -6,6 +6,17 @@
 /// ascending order, and one row goes home.
 namespace mscclpp::ep::MSCCLPP_PLATFORM_NS {
 
+/// A home tells that slots are empty when it has so many.
+__device__ __forceinline__ std::uint64_t creditBatch(std::uint64_t slots) {
+  const std::uint64_t most = slots + 1 - kHomeWarps;
+  return slots / 2 < most ? slots / 2 : most;
+}
+/// Slots that are free at least when a home waits for more, 1 or more: it may owe one less than a
+/// batch, and have all but one of the slots that its warps take together.
+__device__ __forceinline__ std::uint64_t roomBeforeCredit(std::uint64_t slots) {
+  return slots + 1 - creditBatch(slots) - (kHomeWarps - 1);
+}
+
 /// A warp that serves flows in turn: none of them can hold up another. Lane 0 moves an item on;
 /// nextItem() synchronises the warp.
 struct SumSender {

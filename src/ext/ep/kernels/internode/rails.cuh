@@ -106,17 +106,6 @@ __device__ __forceinline__ std::uint64_t slotsPerPut(std::uint64_t slotBytes, st
   return n > 0 ? n : 1;
 }
 
-/// A home tells that slots are empty when it has so many.
-__device__ __forceinline__ std::uint64_t creditBatch(std::uint64_t slots) {
-  const std::uint64_t most = slots + 1 - kHomeWarps;
-  return slots / 2 < most ? slots / 2 : most;
-}
-/// Slots that are free at least when a home waits for more, 1 or more: it may owe one less than a
-/// batch, and have all but one of the slots that its warps take together.
-__device__ __forceinline__ std::uint64_t roomBeforeCredit(std::uint64_t slots) {
-  return slots + 1 - creditBatch(slots) - (kHomeWarps - 1);
-}
-
 /// The sending end of a lane, used by one warp; its members are the same on all lanes. Slots are
 /// filled in the ring of the own heap and put in runs to the same places of the peer's ring.
 struct SendRing {
