@@ -16,15 +16,14 @@ DispatchSlot dispatchSlot(const RecvLayout& row, int members) {
   return {static_cast<std::uint32_t>(members), row.rowBytes, row.scaleBytes, row.topk};
 }
 
-void checkRing(const Group& group, std::size_t slotBytes, int slots, const char* call) {
+void checkRing(const Group& group, std::size_t slotBytes, const char* call) {
   const RailPlan& plan = group.railPlan();
-  const auto least = static_cast<std::uint64_t>(slots) * slotBytes;
-  check(plan.ringBytes >= least, ErrorCode::invalidArgument,
-        "{}: a ring between nodes has {} bytes, and {} rows of {} bytes must fit: pass "
+  check(plan.ringBytes >= slotBytes, ErrorCode::invalidArgument,
+        "{}: a ring between nodes has {} bytes, and a row of {} bytes must fit: pass "
         "num_rdma_bytes "
         "= {} or more ({} areas, {} flows, {} lanes){}",
-        call, plan.ringBytes, slots, slotBytes,
-        least * kRailAreas * static_cast<std::uint64_t>(plan.rings) *
+        call, plan.ringBytes, slotBytes,
+        slotBytes * kRailAreas * static_cast<std::uint64_t>(plan.rings) *
             static_cast<std::uint64_t>(plan.lanes),
         kRailAreas, plan.rings, plan.lanes,
         group.options().lowLatencyMode
@@ -71,14 +70,12 @@ void combineBetweenNodes(Group& group, const CombineArgs& args, const HandleStat
 
 void checkDispatchRing(const Group& group, const RecvLayout& row) {
   if (group.topology().nodes() == 1) return;
-  checkRing(group, dispatchSlot(row, group.railPlan().members).bytes(),
-            group.internodeKernels().dispatchSlots(), "dispatch");
+  checkRing(group, dispatchSlot(row, group.railPlan().members).bytes(), "dispatch");
 }
 
 void checkCombineRing(const Group& group, std::uint32_t rowBytes, std::int64_t topk) {
   if (group.topology().nodes() == 1) return;
-  checkRing(group, sumSlot(rowBytes, topk).bytes(), group.internodeKernels().combineSlots(),
-            "combine");
+  checkRing(group, sumSlot(rowBytes, topk).bytes(), "combine");
 }
 
 }  // namespace mscclpp::ep

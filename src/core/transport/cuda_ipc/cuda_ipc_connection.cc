@@ -117,7 +117,7 @@ void CudaIpcConnection::noteDone() {
     completed_ = posted();
   } else if (sources_.empty()) {
     steps_.back().upTo = posted();
-  }  // else the event behind the gathered copies counts it
+  }  // else what comes behind the gathered copies counts it
 }
 
 void CudaIpcConnection::doWrite(const Write& write) {
@@ -175,8 +175,15 @@ cudaEvent_t CudaIpcConnection::takeEvent() {
 
 void CudaIpcConnection::recordEvent() {
   const cudaEvent_t event = takeEvent();
-  steps_.push_back({Step::Kind::copies, posted(), event, nullptr, 0});
+  const bool alone = behindGathered_.empty();
+  steps_.push_back(
+      {Step::Kind::copies, alone ? posted() : behindGathered_.front().upTo - 1, event, nullptr, 0});
   cudaTry(cudaEventRecord(event, native(stream_)), "cudaEventRecord");
+  if (alone) return;
+  behindGathered_.back().upTo = posted();  // later copies of the batch are complete by then
+  steps_.insert(steps_.end(), behindGathered_.begin(), behindGathered_.end());
+  hostSteps_ += behindGathered_.size();
+  behindGathered_.clear();
 }
 
 void CudaIpcConnection::submit() {
@@ -197,9 +204,8 @@ void CudaIpcConnection::apply(const Step& step) {
 
 /// At once when nothing is under way, else behind it.
 void CudaIpcConnection::onHost(Step::Kind kind, uint64_t* word, uint64_t value) {
-  // Operations before this one are complete with the steps there are: they were counted by them.
-  submit();
   const Step step{kind, posted(), nullptr, word, value};
+  if (!sources_.empty()) return behindGathered_.push_back(step);
   if (!steps_.empty()) {
     ++hostSteps_;
     return steps_.push_back(step);
@@ -229,7 +235,8 @@ void CudaIpcConnection::copySignal(char* word, uint64_t count) {
 void CudaIpcConnection::doSignal(SignalTarget& target) {
   // A signal may not pass an add or signal that waits for the copies; behind copies alone the
   // stream carries it, which spares the way back to this thread.
-  const bool copiesOnly = steps_.empty() || steps_.back().kind == Step::Kind::copies;
+  const bool copiesOnly =
+      behindGathered_.empty() && (steps_.empty() || steps_.back().kind == Step::Kind::copies);
   if (quiet() || !copiesOnly || target.device == nullptr) {
     return onHost(Step::Kind::store, wordIn(target.host, target.hostOffset), ++target.sentToHost);
   }

@@ -45,7 +45,8 @@ class NumberTable {
 
 /// Copies are gathered until submit() and go to the stream as one batch: a copy by itself leaves a
 /// gap of two microseconds. What must come after them on the host (counters, signals without data)
-/// waits in a queue for the event behind them; signals behind data go through the same stream.
+/// waits for the event behind the batch, so that puts with counters between them are gathered too;
+/// signals behind data go through the same stream.
 class CudaIpcConnection final : public Connection {
  public:
   CudaIpcConnection(std::shared_ptr<Endpoint> endpoint, std::shared_ptr<const NumberTable> numbers,
@@ -109,6 +110,7 @@ class CudaIpcConnection final : public Connection {
   std::vector<void*> destinations_;
   std::vector<const void*> sources_;
   std::vector<size_t> sizes_;
+  std::vector<Step> behindGathered_;  ///< adds and stores; empty when nothing is gathered
   std::deque<Step> steps_;
   size_t hostSteps_ = 0;  ///< of steps_: adds and stores
   std::vector<cudaEvent_t> freeEvents_;

@@ -11,38 +11,36 @@ namespace {
 constexpr int kRailDispatchThreads = (kSendWarps + kForwardWarps) * 32;
 constexpr int kRailCombineThreads = (kSumWarps + kHomeWarps) * 32;
 constexpr int kRailStageThreads = 256;
-/// Of a block's shared memory; its tables grow with ranks per node and nodes.
-constexpr std::size_t kRailSharedBytes = 96 * 1024;
-
 LaunchShape shapeOf(int blocks, int threads, std::size_t shared) {
   return {static_cast<unsigned>(blocks), static_cast<unsigned>(threads), shared};
 }
 
-void launchRailDispatch(const RailDispatchArgs& args, int blocks, void* stream) {
-  const auto members = static_cast<std::size_t>(args.rails.plan.members);
+void launchRailDispatch(RailDispatchArgs args, int blocks, void* stream) {
+  const PipeLayout pipes = RailDispatchView{args.rails.plan.members}.pipes();
+  args.partBytes = pipes.part(args.dispatch.rowBytes);
   launch<railDispatchKernel, kRailDispatchThreads>(
-      shapeOf(blocks, kRailDispatchThreads,
-              alignUp(sizeof(RailShared), 128) + members * sizeof(RecvTarget)),
+      shapeOf(blocks, kRailDispatchThreads, pipes.total(args.partBytes)),
       static_cast<NativeStream>(stream), args);
 }
 void launchRailStage(const RailCombineArgs& args, int blocks, void* stream) {
   launch<stageForRails, kRailStageThreads>(shapeOf(blocks, kRailStageThreads, 0),
                                            static_cast<NativeStream>(stream), args);
 }
-void launchRailCombine(const RailCombineArgs& args, int blocks, void* stream) {
-  const RailCombineView view{args.rails.plan.members, args.rails.outs};
-  launch<railCombineKernel, kRailCombineThreads>(shapeOf(blocks, kRailCombineThreads, view.total()),
-                                                 static_cast<NativeStream>(stream), args);
+void launchRailCombine(RailCombineArgs args, int blocks, void* stream) {
+  const PipeLayout pipes = RailCombineView{args.rails.plan.members, args.rails.outs}.pipes();
+  args.partBytes = pipes.part(args.combine.rowBytes);
+  launch<railCombineKernel, kRailCombineThreads>(
+      shapeOf(blocks, kRailCombineThreads, pipes.total(args.partBytes)),
+      static_cast<NativeStream>(stream), args);
 }
 void prepareRails() {
-  prepare<railDispatchKernel, kRailDispatchThreads, RailDispatchArgs>(kRailSharedBytes);
+  prepare<railDispatchKernel, kRailDispatchThreads, RailDispatchArgs>(kSharedBytes);
   prepare<stageForRails, kRailStageThreads, RailCombineArgs>(0);
-  prepare<railCombineKernel, kRailCombineThreads, RailCombineArgs>(kRailSharedBytes);
+  prepare<railCombineKernel, kRailCombineThreads, RailCombineArgs>(kSharedBytes);
 }
 
-constexpr InternodeKernels kKernels{
-    prepareRails,       [] { return kRailLanes; }, [] { return 1; }, [] { return kHomeWarps; },
-    launchRailDispatch, launchRailStage,           launchRailCombine};
+constexpr InternodeKernels kKernels{prepareRails, [] { return kRailLanes; }, launchRailDispatch,
+                                    launchRailStage, launchRailCombine};
 
 }  // namespace
 

@@ -11,6 +11,7 @@ struct RailDispatchArgs {
   DispatchSlot slot;                 ///< `members` is that of each flow's destination
   std::int32_t* railRows = nullptr;  ///< out [in-flows, railStride, members]; null: known already
   std::int64_t railStride = 0;       ///< tokens
+  std::uint32_t partBytes = 0;       ///< of a row, in shared memory; set by the launcher
 };
 
 struct RailCombineArgs {
@@ -20,20 +21,18 @@ struct RailCombineArgs {
   const std::int32_t* railRows = nullptr;
   std::int64_t railStride = 0;
   const std::int32_t* railTokens = nullptr;
+  std::uint32_t partBytes = 0;  ///< as above
 };
 
 struct InternodeKernels {
   void (*prepare)();
   int (*lanes)();
-  /// Slots that a ring must hold at least.
-  int (*dispatchSlots)();
-  int (*combineSlots)();
   /// Follows the dispatch inside the node, with the same arguments.
-  void (*dispatch)(const RailDispatchArgs&, int blocks, void* stream);
+  void (*dispatch)(RailDispatchArgs, int blocks, void* stream);
   /// Not collective. Copies what combine reads of other ranks' tokens into the staging area: rows
   /// unless they lie in the heap, weights if there are any.
   void (*stage)(const RailCombineArgs&, int blocks, void* stream);
-  void (*combine)(const RailCombineArgs&, int blocks, void* stream);
+  void (*combine)(RailCombineArgs, int blocks, void* stream);
 };
 
 namespace cpu {

@@ -2,43 +2,37 @@
 
 #include "combine_sums.cuh"
 
-/// combine between nodes: warps that send sums to other nodes, and a team of warps per block that
-/// adds up this rank's own tokens: biases, the own node's rows, the other nodes' sums in ascending
-/// order, all in fp32.
+/// combine between nodes: warps that send sums to other nodes, and warps that add up this rank's
+/// own tokens: biases, the own node's rows, the other nodes' sums in ascending order, all in fp32.
 namespace mscclpp::ep::MSCCLPP_PLATFORM_NS {
 
-/// A block's shared memory: RailShared, sources [members], then per warp a list of terms
-/// [members + outs], per home warp what it knows of the flows, and the credits that the team owes.
+/// A block's shared memory: RailShared, sources [members], per home warp what it knows of the
+/// flows, then what rows are moved with.
 struct RailCombineView {
   int members, outs;
 
   /// What a home warp knows of a flow.
   struct Flow {
-    std::uint64_t before;  ///< slots of this launch before the tokens in hand
+    std::uint64_t first;   ///< slots, ever, before this launch
+    std::uint64_t before;  ///< before the tokens in hand
+    std::uint64_t came;    ///< that were seen to have come
     std::uint32_t here;    ///< which of the 32 tokens in hand have a slot
-    std::uint32_t owed;    ///< the team's first warp: emptied and not told yet
-    std::uint64_t came;    ///< slots that were seen to have come, ever
+    std::uint32_t owed;    ///< emptied and not told yet
   };
   constexpr std::size_t sourcesAt() const { return alignUp(sizeof(RailShared), 128); }
-  constexpr std::size_t listsAt() const {
+  constexpr std::size_t flowsAt() const {
     return alignUp(sourcesAt() + static_cast<std::size_t>(members) * sizeof(NodeSource), 128);
   }
-  constexpr std::size_t listBytes() const {
-    return static_cast<std::size_t>(members + outs) * sizeof(const char*);
-  }
-  constexpr std::size_t flowsAt() const {
-    return alignUp(listsAt() + (kSumWarps + kHomeWarps) * listBytes(), 128);
-  }
   constexpr std::size_t flowsBytes() const { return static_cast<std::size_t>(outs) * sizeof(Flow); }
-  constexpr std::size_t total() const { return flowsAt() + kHomeWarps * flowsBytes(); }
+  constexpr PipeLayout pipes() const {
+    constexpr int kBiases = 2;
+    return {flowsAt() + kHomeWarps * flowsBytes(), kSumWarps + kHomeWarps,
+            members + outs + kBiases};
+  }
 
   __device__ NodeSource* sources() const {
     return reinterpret_cast<NodeSource*>(
         sharedBytes(sourcesAt(), static_cast<std::size_t>(members) * sizeof(NodeSource)));
-  }
-  __device__ TermList list(int warp) const {
-    return {reinterpret_cast<const char**>(
-        sharedBytes(listsAt() + static_cast<std::size_t>(warp) * listBytes(), listBytes()))};
   }
   __device__ Flow* flows(int homeWarp) const {
     return reinterpret_cast<Flow*>(
@@ -46,15 +40,13 @@ struct RailCombineView {
   }
 };
 
-/// One warp of the team that serves a lane. Each takes every kHomeWarps-th token; slots are given
-/// back when all have finished theirs.
+/// The warp that adds up a lane's tokens, as many at a time as have got their slots.
 struct HomeWarp {
   const RailCombineArgs& a;
   const NodeSource* sources;
-  TermList list;
+  RowPipe& pipe;
   RailCombineView::Flow* flows;  ///< [outs], this warp's
   std::uint32_t epoch;
-  int warp;  ///< of the team
   int lane;
 
   __device__ const GroupArgs& group() const { return a.combine.group; }
@@ -73,133 +65,167 @@ struct HomeWarp {
     return false;
   }
 
-  /// The slot of token number `bit` in hand in a flow, once it is there. Null: it did not come.
-  __device__ const char* awaitSlot(int flow, std::int64_t token, int bit) const {
-    const RailFlow& from = a.rails.out[flow];
-    RailCombineView::Flow& known = flows[flow];
-    const std::uint64_t index =
-        known.before + static_cast<std::uint64_t>(popCount(known.here & ((1u << bit) - 1)));
-    const std::uint64_t needed = progressOf(flow).slots + index + 1;
-    const int tail = railCounters(a.rails).combineTail(lane);
-    if (known.came < needed) {
-      known.came = awaitRailWord(group(), a.rails, from.peer, tail, needed, WaitWhat::railSums);
-      if (known.came == 0) {
-        giveUp(group());
-        return nullptr;
-      }
-    }
-    const char* slot =
-        railMemory<const char>(group(), a.rails.plan.ring(RailArea::combineReceive, flow, lane)) +
-        index % slots() * a.slot.bytes();
-    const SlotHeader header = *reinterpret_cast<const SlotHeader*>(slot);
-    const bool right =
-        header.epoch == epoch && header.token == token && header.signature == a.combine.signature;
-    if (right) return slot;
-    if (header.epoch == epoch && header.signature != a.combine.signature) {
-      reportFailure(group().wait, waitPoint(WaitWhat::shapeMismatch, from.peer),
-                    a.combine.signature, header.signature);
-    } else {
-      reportFailure(group().wait, waitPoint(WaitWhat::railProtocol, from.peer), epoch,
-                    header.epoch);
-    }
-    giveUp(group());
-    return nullptr;
+  /// This lane's token's number among the slots of a flow, ever.
+  __device__ std::uint64_t numberOf(int flow) const {
+    const RailCombineView::Flow& known = flows[flow];
+    return known.before + static_cast<unsigned>(popCount(known.here & lanesBelow()));
   }
-  __device__ void sumWeights(std::int64_t token, int local) const {
+  __device__ bool hasSlot(int flow) const { return (flows[flow].here >> laneId() & 1u) != 0; }
+  /// The first flow that this lane's token still waits for; -1: none.
+  __device__ int missing() const {
+    for (int f = 0; f < a.rails.outs; ++f) {
+      if (hasSlot(f) && flows[f].came <= numberOf(f)) return f;
+    }
+    return -1;
+  }
+  __device__ int tailOf() const { return railCounters(a.rails).combineTail(lane); }
+  /// Which of the tokens in `left` come before one that waits for a slot. 0: none did in time.
+  __device__ std::uint32_t awaitReady(std::uint32_t left) const {
+    const std::uint32_t first = left & (~left + 1);
+    const auto ready = [&] {
+      const std::uint32_t waiting = ballot((left >> laneId() & 1u) != 0 && missing() >= 0);
+      return left & ((waiting & (~waiting + 1)) - 1);
+    };
+    std::uint32_t now = ready();
+    if ((now & first) == 0) {
+      syncWarp();  // `came` was read
+      for (int f = static_cast<int>(laneId()); f < a.rails.outs; f += 32) {
+        flows[f].came = loadAcquire(railWord(a.rails, a.rails.out[f].peer, tailOf()));
+      }
+      syncWarp();
+      now = ready();
+    }
+    while ((now & first) == 0) {
+      const int f = shuffle(missing(), findFirstSet(left) - 1);
+      const std::uint64_t needed = shuffle(numberOf(f), findFirstSet(left) - 1) + 1;
+      syncWarp();
+      if (laneId() == 0) {
+        flows[f].came = awaitRailWord(group(), a.rails, a.rails.out[f].peer, tailOf(), needed,
+                                      WaitWhat::railSums);
+      }
+      syncWarp();
+      if (flows[f].came == 0) return 0;
+      now = ready();
+    }
+    return now;
+  }
+  __device__ const char* slotOf(int flow) const {
+    const std::uint64_t index = numberOf(flow) - flows[flow].first;
+    return railMemory<const char>(group(),
+                                  a.rails.plan.ring(RailArea::combineReceive, flow, lane)) +
+           index % slots() * a.slot.bytes();
+  }
+
+  /// A lane lists what its token is made of. False: a slot is not what was expected.
+  __device__ bool begin(int job, std::int64_t token) const {
     const CombineArgs& c = a.combine;
+    const std::size_t at = static_cast<std::size_t>(token) * c.rowBytes;
+    const int members = nodeSize(a.rails, a.rails.node);
     const std::int32_t* ranks = ranksOfNode(a.rails, a.rails.node);
-    for (int k = static_cast<int>(laneId()); k < c.topk; k += 32) {
+    pipe.jobs[job] = {c.out + at, static_cast<std::int32_t>(token), 0, 0};
+    if (c.bias0) pipe.jobs.append(job, c.bias0 + at);
+    if (c.bias1) pipe.jobs.append(job, c.bias1 + at);
+    for (int m = 0; m < members; ++m) {
+      const std::int32_t position = positionAt(token, ranks[m]);
+      if (position < 0 || sources[m].heap == nullptr) continue;
+      pipe.jobs.append(job, rowOf(c, sources[m], group().rank, c.sendStart[ranks[m]] + position));
+    }
+    pipe.jobs[job].remotes = pipe.jobs[job].terms;
+    for (int f = 0; f < a.rails.outs; ++f) {
+      if (!hasSlot(f)) continue;
+      const char* slot = slotOf(f);
+      const SlotHeader header = *reinterpret_cast<const SlotHeader*>(slot);
+      if (header.epoch != epoch || header.token != token || header.signature != c.signature) {
+        reportSlot(group(), header, a.rails.out[f].peer, epoch, c.signature);
+        return false;
+      }
+      pipe.jobs.append(job, slot + SumSlot::x());
+    }
+    return true;
+  }
+  /// The summed weights of `n` tokens, whose loads are under way together.
+  __device__ void addWeights(int n) const {
+    const CombineArgs& c = a.combine;
+    const int members = nodeSize(a.rails, a.rails.node);
+    const std::int32_t* ranks = ranksOfNode(a.rails, a.rails.node);
+#pragma unroll 2
+    for (int i = static_cast<int>(laneId()); i < n * c.topk; i += 32) {
+      const int j = i / c.topk, k = i - j * c.topk;
+      const RowJob& job = pipe.jobs[j];
       float sum = 0.0f;
-      for (int m = 0; m < nodeSize(a.rails, a.rails.node); ++m) {
-        const std::int32_t position = positionAt(token, ranks[m]);
+      for (int m = 0; m < members; ++m) {
+        const std::int32_t position = positionAt(job.tag, ranks[m]);
         if (position < 0 || sources[m].heap == nullptr) continue;
         sum += weightsOf(c, sources[m], group().rank, c.sendStart[ranks[m]] + position)[k];
       }
-      for (int j = local; j < list.count; ++j) {
-        const char* slot = list.terms[j] - SumSlot::x();
+      for (int t = job.remotes; t < job.terms; ++t) {
+        const char* slot = pipe.jobs.term(j, t) - SumSlot::x();
         sum += reinterpret_cast<const float*>(slot + a.slot.weights())[k];
       }
-      c.outWeights[token * c.topk + k] = sum;
+      c.outWeights[static_cast<std::int64_t>(job.tag) * c.topk + k] = sum;
     }
-  }
-  __device__ void addToken(std::int64_t token, int bit) {
-    const CombineArgs& c = a.combine;
-    const int me = static_cast<int>(laneId()), members = nodeSize(a.rails, a.rails.node);
-    const std::int32_t* ranks = ranksOfNode(a.rails, a.rails.node);
-    list.count = 0;
-    for (int base = 0; base < members; base += 32) {
-      const int m = base + me;
-      const std::int32_t position = m < members ? positionAt(token, ranks[m]) : -1;
-      const bool has = position >= 0 && sources[m].heap != nullptr;
-      list.append(has ? rowOf(c, sources[m], group().rank, c.sendStart[ranks[m]] + position)
-                      : nullptr);
-    }
-    const int local = list.count;
-    for (int base = 0; base < a.rails.outs; base += 32) {
-      const int f = base + me;
-      const bool has = f < a.rails.outs && (flows[f].here >> bit & 1u) != 0;
-      const char* slot = has ? awaitSlot(f, token, bit) : nullptr;
-      list.append(slot ? slot + SumSlot::x() : nullptr);
-    }
-    syncWarp();  // what one lane has waited for is there for all
-    const std::size_t at = static_cast<std::size_t>(token) * c.rowBytes;
-    if (c.outWeights) sumWeights(token, local);
-    addRows(list, c.bias0 ? c.bias0 + at : nullptr, c.bias1 ? c.bias1 + at : nullptr, c.out + at,
-            c.rowBytes);
   }
 
-  /// Finds out which of 32 tokens have a slot in which flow. Returns a bit per token that has any.
-  __device__ std::uint32_t lookUp(std::int64_t token, bool valid) {
-    std::uint32_t any = 0;
+  /// Finds out which of 32 tokens have a slot in which flow.
+  __device__ void lookUp(std::int64_t token, bool valid) const {
     for (int f = 0; f < a.rails.outs; ++f) {
       const std::uint32_t here = ballot(valid && isIn(token, a.rails.out[f].node));
       if (laneId() == 0) {
-        flows[f].before += static_cast<std::uint64_t>(popCount(flows[f].here));
+        flows[f].before += static_cast<unsigned>(popCount(flows[f].here));
         flows[f].here = here;
       }
-      any |= here;
     }
     syncWarp();
-    return any;
   }
-  /// Gives the slots of the step's tokens back, in batches that leave the rail room to go on.
-  __device__ void giveBack(std::uint32_t step, bool all) {
-    const std::uint64_t batch = creditBatch(slots());
+  /// Gives the slots of tokens in hand back, half a ring at a time unless it is the end.
+  __device__ void giveBack(std::uint32_t done, bool all) const {
     for (int f = static_cast<int>(laneId()); f < a.rails.outs; f += 32) {
-      flows[f].owed += static_cast<std::uint32_t>(popCount(flows[f].here & step));
-      if (flows[f].owed == 0 || (!all && flows[f].owed < batch)) continue;
+      flows[f].owed += static_cast<unsigned>(popCount(flows[f].here & done));
+      if (flows[f].owed == 0 || (!all && flows[f].owed < slots() / 2)) continue;
       addRailWord(group(), a.rails, a.rails.out[f].peer, railCounters(a.rails).combineCredit(lane),
                   flows[f].owed);
       flows[f].owed = 0;
     }
   }
-  __device__ void syncTeam() const { syncBarrier(1, kHomeWarps * 32); }
-
-  __device__ void run() {
+  /// The 32 tokens in hand, of which `left` exist. False: something did not come.
+  __device__ bool addTokens(std::int64_t token, std::uint32_t left) const {
+    while (left != 0) {
+      const std::uint32_t ready = awaitReady(left);
+      if (ready == 0) return false;
+      const int job = popCount(ready & lanesBelow());
+      const bool taken = (ready >> laneId() & 1u) != 0 && job < pipe.jobsAtOnce;
+      if (any(taken && !begin(job, token))) return false;
+      const std::uint32_t done = ballot(taken);
+      syncWarp();
+      if (a.combine.outWeights) addWeights(popCount(done));
+      pipe.run(popCount(done));
+      giveBack(done, false);
+      left &= ~done;
+    }
+    return true;
+  }
+  __device__ void run() const {
     const CombineArgs& c = a.combine;
     const LaneTokens tokens{lane, a.rails.plan.lanes};
     const std::int64_t end = c.tokens < c.tokenEnd ? c.tokens : c.tokenEnd;
-    for (int f = static_cast<int>(laneId()); f < a.rails.outs; f += 32) flows[f] = {};
+    for (int f = static_cast<int>(laneId()); f < a.rails.outs; f += 32) {
+      const std::uint64_t slots = progressOf(f).slots;
+      flows[f] = {.first = slots, .before = slots, .came = 0, .here = 0, .owed = 0};
+    }
     syncWarp();
-    constexpr std::uint32_t kStep = (1u << kHomeWarps) - 1;
     for (std::int64_t i = tokens.firstFrom(c.tokenBegin); tokens.at(i) < end; i += 32) {
       const std::int64_t mine = tokens.at(i + laneId());
-      const std::uint32_t any = lookUp(mine, mine >= c.tokenBegin && mine < end);
-      for (int first = 0; first < 32; first += kHomeWarps) {
-        const int bit = first + warp;
-        const std::int64_t token = tokens.at(i + bit);
-        if (token >= c.tokenBegin && token < end) addToken(token, bit);
-        if ((any >> first & kStep) == 0) continue;
-        syncTeam();
-        if (warp == 0) giveBack(kStep << first, false);
+      const bool valid = mine >= c.tokenBegin && mine < end;
+      lookUp(mine, valid);
+      if (!addTokens(mine, ballot(valid))) {
+        if (laneId() == 0) giveUp(group());
+        return;
       }
       syncWarp();  // `here` is rewritten
     }
-    syncTeam();
-    if (warp != 0) return;
     giveBack(0, true);
     for (int f = static_cast<int>(laneId()); f < a.rails.outs; f += 32) {
-      progressOf(f).slots += flows[f].before + static_cast<unsigned>(popCount(flows[f].here));
+      progressOf(f).slots = flows[f].before + static_cast<unsigned>(popCount(flows[f].here));
     }
   }
 };
@@ -215,7 +241,7 @@ __device__ inline void publishOutput(const CombineArgs& c, int peer, std::uint32
 __device__ inline void railCombineKernel(const RailCombineArgs& a) {
   const CombineArgs& c = a.combine;
   const GroupArgs& g = c.group;
-  const RailCombineView v{nodeSize(a.rails, a.rails.node), a.rails.outs};
+  const RailCombineView v{a.rails.plan.members, a.rails.outs};
   auto& shared = sharedStorage<RailShared>();
   auto* words = railMemory<RailWords>(g, a.rails.plan.words());
   const Turn turn = currentTurn(g);
@@ -224,21 +250,24 @@ __device__ inline void railCombineKernel(const RailCombineArgs& a) {
   if (blockIndex() == 0 && !turn.broken) {
     for (int r = thread; r < g.ranks; r += threads) publishOutput(c, r, turn.epoch);
   }
-  for (int m = thread; m < v.members; m += threads) {
+  const int warp = static_cast<int>(warpId()), grid = static_cast<int>(gridSize()),
+            block = static_cast<int>(blockIndex());
+  RowPipe pipe = RowPipe::of(g, v.pipes(), warp, c.rowBytes, a.partBytes, true);
+  pipe.init();
+  for (int m = thread; m < nodeSize(a.rails, a.rails.node); m += threads) {
     v.sources()[m] = awaitSource(c, a.rails, ranksOfNode(a.rails, a.rails.node)[m], turn);
   }
   syncBlock();
-  const int warp = static_cast<int>(warpId()), grid = static_cast<int>(gridSize()),
-            block = static_cast<int>(blockIndex());
   if (!turn.broken && warp < kSumWarps) {
     const RailItems items{a.rails.ins, a.rails.plan.lanes, warp * grid + block, kSumWarps * grid};
-    SumSender{a, v.sources(), v.list(warp), turn.epoch, launch, items}.run();
+    SumSender{a, v.sources(), pipe, turn.epoch, launch, items}.run();
   } else if (!turn.broken) {
     const int home = warp - kSumWarps;
-    for (int lane = block; lane < a.rails.plan.lanes; lane += grid) {
-      HomeWarp{a, v.sources(), v.list(warp), v.flows(home), turn.epoch, home, lane}.run();
+    for (int lane = home * grid + block; lane < a.rails.plan.lanes; lane += kHomeWarps * grid) {
+      HomeWarp{a, v.sources(), pipe, v.flows(home), turn.epoch, lane}.run();
     }
   }
+  if (laneId() == 0) RowPipe::drain();
   leaveGroup(g, turn, WaitWhat::combineDone, shared.lastBlock);
   if (thread == 0 && shared.lastBlock != 0) words->combines = launch;
 }

@@ -1,28 +1,18 @@
 #pragma once
 
 #include "reduce.cuh"
+#include "row_pipe.cuh"
 
 /// The rail's side of a combine between nodes: a node's rows of a token are added in fp32, ranks in
 /// ascending order, and one row goes home.
 namespace mscclpp::ep::MSCCLPP_PLATFORM_NS {
-
-/// A home tells that slots are empty when it has so many.
-__device__ __forceinline__ std::uint64_t creditBatch(std::uint64_t slots) {
-  const std::uint64_t most = slots + 1 - kHomeWarps;
-  return slots / 2 < most ? slots / 2 : most;
-}
-/// Slots that are free at least when a home waits for more, 1 or more: it may owe one less than a
-/// batch, and have all but one of the slots that its warps take together.
-__device__ __forceinline__ std::uint64_t roomBeforeCredit(std::uint64_t slots) {
-  return slots + 1 - creditBatch(slots) - (kHomeWarps - 1);
-}
 
 /// A warp that serves flows in turn: none of them can hold up another. Lane 0 moves an item on;
 /// nextItem() synchronises the warp.
 struct SumSender {
   const RailCombineArgs& a;
   const NodeSource* sources;  ///< [members]
-  TermList list;              ///< room for [members]
+  RowPipe& pipe;
   std::uint32_t epoch;
   std::uint64_t launch;
   RailItems items;
@@ -34,11 +24,7 @@ struct SumSender {
   __device__ RailProgress& progressOf(int flow, int lane) const {
     return railProgress(group(), a.rails, RailArea::combineSend, flow, lane);
   }
-  /// Slots per put.
-  __device__ std::uint64_t chunk() const {
-    const std::uint64_t most = roomBeforeCredit(slots()), n = slotsPerPut(a.slot.bytes(), slots());
-    return n < most ? n : most;
-  }
+  __device__ std::uint64_t chunk() const { return slotsPerPut(a.slot.bytes(), slots()); }
   /// Ready: there is room for a put; for the first slot of a launch, in an empty ring.
   __device__ ItemState stateOf(int flow, int lane) {
     const RailProgress& progress = progressOf(flow, lane);
@@ -60,29 +46,34 @@ struct SumSender {
     }
     return false;
   }
-  __device__ void sum(char* to, int flow, std::int64_t token, int members) {
+  /// A lane makes its token's slot, but for the weights.
+  __device__ void begin(char* to, int job, int flow, std::int64_t token, int members) const {
     const CombineArgs& c = a.combine;
-    const int me = static_cast<int>(laneId()), home = a.rails.in[flow].peer;
+    const int home = a.rails.in[flow].peer;
     const std::int32_t* rows = rowsOf(flow, token, members);
-    list.count = 0;
-    for (int base = 0; base < members; base += 32) {
-      const int m = base + me;
-      const bool has = m < members && rows[m] >= 0 && sources[m].heap != nullptr;
-      list.append(has ? rowOf(c, sources[m], home, rows[m]) : nullptr);
+    *reinterpret_cast<SlotHeader*>(to) = {epoch, SlotKind::row, static_cast<std::int32_t>(token), 0,
+                                          c.signature};
+    pipe.jobs[job] = {to + SumSlot::x(), static_cast<std::int32_t>(token), 0, 0};
+    for (int m = 0; m < members; ++m) {
+      if (rows[m] < 0 || sources[m].heap == nullptr) continue;
+      pipe.jobs.append(job, rowOf(c, sources[m], home, rows[m]));
     }
-    addRows(list, nullptr, nullptr, to + SumSlot::x(), c.rowBytes);
-    auto* weights = reinterpret_cast<float*>(to + a.slot.weights());
-    for (int k = me; k < c.topk; k += 32) {
+  }
+  /// The weights of `n` tokens, whose loads are under way together.
+  __device__ void addWeights(int n, int flow, int members) const {
+    const CombineArgs& c = a.combine;
+    const int home = a.rails.in[flow].peer;
+#pragma unroll 2
+    for (int i = static_cast<int>(laneId()); i < n * c.topk; i += 32) {
+      const int j = i / c.topk, k = i - j * c.topk;
+      const std::int32_t* rows = rowsOf(flow, pipe.jobs[j].tag, members);
       float total = 0.0f;
       for (int m = 0; m < members; ++m) {
         if (rows[m] < 0 || sources[m].heap == nullptr) continue;
         total += weightsOf(c, sources[m], home, rows[m])[k];
       }
-      weights[k] = total;
-    }
-    if (me == 0) {
-      *reinterpret_cast<SlotHeader*>(to) = {epoch, SlotKind::row, static_cast<std::int32_t>(token),
-                                            0, c.signature};
+      char* const slot = pipe.jobs[j].to - SumSlot::x();
+      reinterpret_cast<float*>(slot + a.slot.weights())[k] = total;
     }
   }
 
@@ -121,15 +112,22 @@ struct SumSender {
     if (room > ring.chunk) room = ring.chunk;
     while (room > 0 && tokens.at(i) < end) {
       const std::int64_t mine = tokens.at(i + laneId());
-      unsigned votes = ballot(mine >= c.tokenBegin && mine < end && isHere(flow, mine, members));
-      i += 32;
-      for (; votes != 0 && room > 0; --room, votes &= votes - 1) {
-        char* to = ring.open();
-        if (to == nullptr) break;  // never: there is room
-        sum(to, flow, tokens.at(i - 32 + findFirstSet(votes) - 1), members);
-        ring.close();
+      unsigned left = ballot(mine >= c.tokenBegin && mine < end && isHere(flow, mine, members));
+      while (left != 0 && room > 0) {
+        const int job = popCount(left & lanesBelow()), waiting = popCount(left);
+        const int fit = room < static_cast<std::uint64_t>(pipe.jobsAtOnce) ? static_cast<int>(room)
+                                                                           : pipe.jobsAtOnce;
+        const int n = ring.open(waiting < fit ? waiting : fit);  // at least 1: there is room
+        const bool taken = (left >> laneId() & 1u) != 0 && job < n;
+        if (taken) begin(ring.slot(job), job, flow, mine, members);
+        syncWarp();
+        addWeights(n, flow, members);
+        pipe.run(n);
+        ring.close(n);
+        room -= static_cast<unsigned>(n);
+        left &= ~ballot(taken);
       }
-      if (votes != 0) i += findFirstSet(votes) - 1 - 32;
+      i += left != 0 ? findFirstSet(left) - 1 : 32;
     }
     ring.flush(ring.slotBytes);
     const bool ended = tokens.at(i) >= end;

@@ -7,17 +7,29 @@
 /// alone, so that every sender's slots come free; a sender may.
 namespace mscclpp::ep::MSCCLPP_PLATFORM_NS {
 
-/// A block's shared memory: RailShared, targets [members of the own node].
-__device__ __forceinline__ RecvTarget* railTargets(int members) {
-  return reinterpret_cast<RecvTarget*>(sharedBytes(
-      alignUp(sizeof(RailShared), 128), static_cast<std::size_t>(members) * sizeof(RecvTarget)));
-}
+/// A block's shared memory: RailShared, targets [members of the own node], then what rows are moved
+/// with.
+struct RailDispatchView {
+  int members;
+
+  constexpr std::size_t targetsAt() const { return alignUp(sizeof(RailShared), 128); }
+  constexpr std::size_t targetsBytes() const {
+    return static_cast<std::size_t>(members) * sizeof(RecvTarget);
+  }
+  constexpr PipeLayout pipes() const {
+    return {targetsAt() + targetsBytes(), kSendWarps + kForwardWarps, 1};
+  }
+  __device__ RecvTarget* targets() const {
+    return reinterpret_cast<RecvTarget*>(sharedBytes(targetsAt(), targetsBytes()));
+  }
+};
 
 /// Writes tokens of other nodes' ranks into their final rows in this node. Lane 0 moves an item on;
 /// nextItem() synchronises the warp.
 struct RailForwarder {
   const RailDispatchArgs& a;
   const RecvTarget* targets;  ///< [members]
+  RowPipe& pipe;
   std::uint32_t epoch;
   std::uint64_t launch;
   RailItems items;
@@ -36,40 +48,66 @@ struct RailForwarder {
     return tail == progress.slots ? ItemState::stuck : ItemState::ready;
   }
 
-  /// One rank's copy of a row.
-  __device__ void place(const char* from, const DispatchSlot& slot, int member, std::int64_t row,
-                        std::int32_t token) const {
+  /// What one rank gets of the slots in hand: `from` is this lane's slot, or null, and `row` its
+  /// row there.
+  __device__ void place(const char* from, const DispatchSlot& slot, int member, std::int32_t row) {
     const DispatchArgs& d = a.dispatch;
     const RecvTarget& target = targets[member];
-    const int me = static_cast<int>(laneId()), r = ranksOfNode(a.rails, a.rails.node)[member];
-    const auto at = static_cast<std::size_t>(row);
-    copyRow(target.x + at * d.rowBytes, from + slot.x(), d.rowBytes, d.rowBytes % 16 == 0);
-    const auto* scales = reinterpret_cast<const std::uint32_t*>(from + slot.scales());
-    auto* toScales = reinterpret_cast<std::uint32_t*>(target.scales) + at * d.scaleCount;
-    for (int i = me; i < d.scaleCount; i += 32) toScales[i] = scales[i];
-    const auto* idx = reinterpret_cast<const std::int64_t*>(from + slot.topkIdx());
-    const auto* weights = reinterpret_cast<const float*>(from + slot.topkWeights());
-    for (int k = me; k < d.topk; k += 32) {
-      const std::int64_t expert = idx[k];
+    const std::int64_t at = std::int64_t{row} - target.rowBegin;
+    const bool taken = from != nullptr && row >= 0 && at >= 0 && at < target.rows;
+    const unsigned votes = ballot(taken);
+    if (votes == 0) return;
+    if (taken) {
+      const int job = popCount(votes & lanesBelow());
+      pipe.jobs[job] = {target.x + static_cast<std::size_t>(at) * d.rowBytes,
+                        static_cast<std::int32_t>(at), 0, 0};
+      pipe.jobs.append(job, from + slot.x());
+      target.sourceTokens[at] = reinterpret_cast<const SlotHeader*>(from)->token;
+    }
+    syncWarp();
+    placeRest(popCount(votes), slot, target, ranksOfNode(a.rails, a.rails.node)[member]);
+    pipe.run(popCount(votes));
+  }
+  /// Scales, indices and weights of `n` rows of rank `r`, whose loads are under way together.
+  __device__ void placeRest(int n, const DispatchSlot& slot, const RecvTarget& target,
+                            int r) const {
+    const DispatchArgs& d = a.dispatch;
+    const auto slotOf = [&](int j) { return pipe.jobs.term(j, 0) - slot.x(); };
+    auto* scales = reinterpret_cast<std::uint32_t*>(target.scales);
+#pragma unroll 2
+    for (int i = static_cast<int>(laneId()); i < n * d.scaleCount; i += 32) {
+      const int j = i / d.scaleCount, k = i - j * d.scaleCount;
+      scales[static_cast<std::size_t>(pipe.jobs[j].tag) * d.scaleCount + k] =
+          reinterpret_cast<const std::uint32_t*>(slotOf(j) + slot.scales())[k];
+    }
+#pragma unroll 2
+    for (int i = static_cast<int>(laneId()); i < n * d.topk; i += 32) {
+      const int j = i / d.topk, k = i - j * d.topk;
+      const auto to = static_cast<std::size_t>(pipe.jobs[j].tag) * d.topk + k;
+      const auto expert = reinterpret_cast<const std::int64_t*>(slotOf(j) + slot.topkIdx())[k];
+      const float weight = reinterpret_cast<const float*>(slotOf(j) + slot.topkWeights())[k];
       const bool here = isExpert(d.experts, expert) && rankOfExpert(d.experts, expert) == r;
-      target.topkIdx[at * d.topk + k] = here ? indexOfExpert(d.experts, expert) : -1;
-      target.topkWeights[at * d.topk + k] = here ? weights[k] : 0.0f;
+      target.topkIdx[to] = here ? indexOfExpert(d.experts, expert) : -1;
+      target.topkWeights[to] = here ? weight : 0.0f;
     }
-    if (me == 0) target.sourceTokens[at] = token;
   }
-  __device__ void placeAll(const char* from, const DispatchSlot& slot, int flow,
-                           std::int32_t token) const {
-    const auto* rows = reinterpret_cast<const std::int32_t*>(from + DispatchSlot::rows());
+  /// The slot of each lane that has one goes to all ranks that take it.
+  __device__ void placeAll(const char* from, const DispatchSlot& slot, int flow) {
     const auto members = static_cast<int>(slot.members);
-    for (int m = 0; m < members; ++m) {
-      const std::int64_t row = std::int64_t{rows[m]} - targets[m].rowBegin;
-      if (rows[m] >= 0 && row >= 0 && row < targets[m].rows) place(from, slot, m, row, token);
+    const auto* rows = reinterpret_cast<const std::int32_t*>(from + DispatchSlot::rows());
+    std::int32_t* kept = nullptr;
+    if (from != nullptr && a.railRows != nullptr) {
+      kept = a.railRows +
+             (flow * a.railStride + reinterpret_cast<const SlotHeader*>(from)->token) * members;
     }
-    if (a.railRows == nullptr) return;
-    std::int32_t* kept = a.railRows + (flow * a.railStride + token) * members;
-    for (int m = static_cast<int>(laneId()); m < members; m += 32) kept[m] = rows[m];
+    for (int m = 0; m < members; ++m) {
+      const std::int32_t row = from != nullptr ? rows[m] : -1;
+      if (kept != nullptr) kept[m] = row;
+      place(from, slot, m, row);
+    }
   }
-  /// Forwards what has come of an item, a chunk at most. False: it is not what was expected.
+  /// Forwards what has come of an item, a slot per lane at most. False: it is not what was
+  /// expected.
   __device__ bool forward(int flow, int lane) {
     const int peer = a.rails.in[flow].peer;
     const DispatchSlot slot = slotFor(a, a.rails.node);
@@ -78,22 +116,28 @@ struct RailForwarder {
     const std::uint64_t index = progress.index, slots = a.rails.plan.ringBytes / slot.bytes();
     const char* ring =
         railMemory<const char>(group(), a.rails.plan.ring(RailArea::dispatchReceive, flow, lane));
-    const std::uint64_t most = slotsPerPut(slot.bytes(), slots);
-    std::uint64_t n = 0;
-    bool ended = false;
-    while (n < came && n < most && !ended) {
-      const char* from = ring + (index + n++) % slots * slot.bytes();
-      const SlotHeader header = *reinterpret_cast<const SlotHeader*>(from);
-      if (!checkSlot(group(), header, peer, epoch, a.dispatch.signature)) return false;
-      ended = header.kind == SlotKind::end;
-      if (!ended) placeAll(from, slot, flow, header.token);
+    const int most = pipe.jobsAtOnce;
+    const int n = came < static_cast<std::uint64_t>(most) ? static_cast<int>(came) : most;
+    const char* from = ring + (index + laneId()) % slots * slot.bytes();
+    SlotHeader header{};
+    if (static_cast<int>(laneId()) < n) header = *reinterpret_cast<const SlotHeader*>(from);
+    const bool wrong = static_cast<int>(laneId()) < n &&
+                       (header.epoch != epoch || header.signature != a.dispatch.signature);
+    if (const unsigned votes = ballot(wrong); votes != 0) {
+      if ((votes & lanesBelow()) == 0 && wrong) {
+        reportSlot(group(), header, peer, epoch, a.dispatch.signature);
+      }
+      return false;
     }
+    const bool ended = any(header.kind == SlotKind::end);  // the last slot of a launch
+    placeAll(header.kind == SlotKind::row ? from : nullptr, slot, flow);
     syncWarp();  // all lanes have read the slots
     if (laneId() == 0) {
-      progress.slots += n;
-      progress.index = ended ? 0 : index + n;
+      progress.slots += static_cast<unsigned>(n);
+      progress.index = ended ? 0 : index + static_cast<unsigned>(n);
       if (ended) progress.closed = launch;
-      addRailWord(group(), a.rails, peer, railCounters(a.rails).dispatchCredit(lane), n);
+      addRailWord(group(), a.rails, peer, railCounters(a.rails).dispatchCredit(lane),
+                  static_cast<unsigned>(n));
     }
     return true;
   }
@@ -129,7 +173,7 @@ __device__ inline void tellWindows(const RailDispatchArgs& a, const RecvTarget* 
 }
 
 __device__ inline void railDispatchRoles(const RailDispatchArgs& a, const RecvTarget* targets,
-                                         std::uint32_t epoch, std::uint64_t launch) {
+                                         RowPipe& pipe, std::uint32_t epoch, std::uint64_t launch) {
   const RailArgs& rails = a.rails;
   const int warp = static_cast<int>(warpId()), grid = static_cast<int>(gridSize()),
             block = static_cast<int>(blockIndex()), lanes = rails.plan.lanes;
@@ -137,13 +181,14 @@ __device__ inline void railDispatchRoles(const RailDispatchArgs& a, const RecvTa
     if (block == 0 && warp == kSendWarps) tellWindows(a, targets, nodeSize(rails, rails.node));
     const RailItems items{rails.ins, lanes, (warp - kSendWarps) * grid + block,
                           kForwardWarps * grid};
-    RailForwarder{a, targets, epoch, launch, items}.run();
-    return;
+    RailForwarder{a, targets, pipe, epoch, launch, items}.run();
+  } else {
+    const RailItems items{rails.outs, lanes, warp * grid + block, kSendWarps * grid};
+    for (int i = 0; i < items.count(); ++i) {
+      RailSender{a, pipe, epoch, launch, items.flow(i), items.lane(i)}.run();
+    }
   }
-  const RailItems items{rails.outs, lanes, warp * grid + block, kSendWarps * grid};
-  for (int i = 0; i < items.count(); ++i) {
-    RailSender{a, epoch, launch, items.flow(i), items.lane(i)}.run();
-  }
+  if (laneId() == 0) RowPipe::drain();
 }
 
 __device__ inline void railDispatchKernel(const RailDispatchArgs& a) {
@@ -151,7 +196,11 @@ __device__ inline void railDispatchKernel(const RailDispatchArgs& a) {
   const GroupArgs& g = d.group;
   const int members = nodeSize(a.rails, a.rails.node);
   auto& shared = sharedStorage<RailShared>();
-  RecvTarget* targets = railTargets(members);
+  const RailDispatchView v{a.rails.plan.members};
+  RecvTarget* targets = v.targets();
+  RowPipe pipe = RowPipe::of(g, v.pipes(), static_cast<int>(warpId()), d.rowBytes, a.partBytes,
+                             d.bulk && d.rowBytes % 16 == 0);
+  pipe.init();
   auto* words = railMemory<RailWords>(g, a.rails.plan.words());
   const Turn turn = currentTurn(g);
   const std::uint64_t launch = words->dispatches + 1;
@@ -163,7 +212,7 @@ __device__ inline void railDispatchKernel(const RailDispatchArgs& a) {
     targets[m] = awaitTarget(d, ranksOfNode(a.rails, a.rails.node)[m], turn);
   }
   syncBlock();
-  if (!turn.broken) railDispatchRoles(a, targets, turn.epoch, launch);
+  if (!turn.broken) railDispatchRoles(a, targets, pipe, turn.epoch, launch);
   leaveGroup(g, turn, WaitWhat::dispatchDone, shared.lastBlock);
   if (thread != 0 || shared.lastBlock == 0) return;
   words->dispatches = launch;

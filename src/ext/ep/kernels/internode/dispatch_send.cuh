@@ -1,7 +1,7 @@
 #pragma once
 
 #include "../intranode/dispatch_meta.cuh"
-#include "rails.cuh"
+#include "row_pipe.cuh"
 
 /// The sending side of a dispatch between nodes: tokens with a row in another node are packed, in
 /// token order, and go to this rank's rail there, once.
@@ -16,6 +16,7 @@ __device__ __forceinline__ DispatchSlot slotFor(const RailDispatchArgs& a, int d
 /// One lane of one flow, by one warp.
 struct RailSender {
   const RailDispatchArgs& a;
+  RowPipe& pipe;
   std::uint32_t epoch;
   std::uint64_t launch;
   int flowIndex;
@@ -44,30 +45,38 @@ struct RailSender {
   __device__ SlotHeader header(SlotKind kind, std::int64_t token) const {
     return {epoch, kind, static_cast<std::int32_t>(token), 0, a.dispatch.signature};
   }
-  __device__ void pack(char* to, const DispatchSlot& slot, std::int64_t token,
-                       const std::int32_t* ranks) const {
+  /// A lane makes its token's slot, but for what packRest() writes.
+  __device__ void begin(char* to, int job, const DispatchSlot& slot, std::int64_t token,
+                        const std::int32_t* ranks) const {
     const DispatchArgs& d = a.dispatch;
-    const int me = static_cast<int>(laneId());
-    if (me == 0) *reinterpret_cast<SlotHeader*>(to) = header(SlotKind::row, token);
+    *reinterpret_cast<SlotHeader*>(to) = header(SlotKind::row, token);
     auto* rows = reinterpret_cast<std::int32_t*>(to + DispatchSlot::rows());
-    for (int m = me; m < static_cast<int>(slot.members); m += 32) rows[m] = rowAt(token, ranks[m]);
-    copyRow(to + slot.x(), d.x + static_cast<std::size_t>(token) * d.rowBytes, d.rowBytes, d.bulk);
-    auto* scales = reinterpret_cast<std::uint32_t*>(to + slot.scales());
-    for (int i = me; i < d.scaleCount; i += 32) {
-      scales[i] = *reinterpret_cast<const std::uint32_t*>(scaleAt(d, static_cast<int>(token), i));
+    for (int m = 0; m < static_cast<int>(slot.members); ++m) rows[m] = rowAt(token, ranks[m]);
+    pipe.jobs[job] = {to + slot.x(), static_cast<std::int32_t>(token), 0, 0};
+    pipe.jobs.append(job, d.x + static_cast<std::size_t>(token) * d.rowBytes);
+  }
+  /// Scales, indices and weights of `n` tokens, whose loads are under way together.
+  __device__ void packRest(int n, const DispatchSlot& slot) const {
+    const DispatchArgs& d = a.dispatch;
+    const auto slotOf = [&](int j) { return pipe.jobs[j].to - slot.x(); };
+#pragma unroll 2
+    for (int i = static_cast<int>(laneId()); i < n * d.scaleCount; i += 32) {
+      const int j = i / d.scaleCount, at = i - j * d.scaleCount;
+      reinterpret_cast<std::uint32_t*>(slotOf(j) + slot.scales())[at] =
+          *reinterpret_cast<const std::uint32_t*>(scaleAt(d, pipe.jobs[j].tag, at));
     }
-    auto* idx = reinterpret_cast<std::int64_t*>(to + slot.topkIdx());
-    auto* weights = reinterpret_cast<float*>(to + slot.topkWeights());
-    for (int k = me; k < d.topk; k += 32) {
-      const std::size_t at = static_cast<std::size_t>(token) * d.topk + k;
-      idx[k] = d.topkIdx[at];
-      weights[k] = d.topkWeights[at];
+#pragma unroll 2
+    for (int i = static_cast<int>(laneId()); i < n * d.topk; i += 32) {
+      const int j = i / d.topk, k = i - j * d.topk;
+      const std::size_t from = static_cast<std::size_t>(pipe.jobs[j].tag) * d.topk + k;
+      reinterpret_cast<std::int64_t*>(slotOf(j) + slot.topkIdx())[k] = d.topkIdx[from];
+      reinterpret_cast<float*>(slotOf(j) + slot.topkWeights())[k] = d.topkWeights[from];
     }
   }
 
   /// Waits until the rail has said where its node takes rows. It has emptied the ring then: its
   /// words come in order, and it had to before it could begin this launch.
-  __device__ bool begin(const RailFlow& flow) const {
+  __device__ bool awaitWindows(const RailFlow& flow) const {
     bool came = true;
     if (laneId() == 0) {
       came = awaitRailWord(group(), a.rails, flow.peer, RailCounters::windows(), launch,
@@ -86,16 +95,25 @@ struct RailSender {
       const std::int64_t mine = tokens.at(i + laneId());
       const bool mineGoes =
           mine < a.dispatch.tokens && goes(mine, ranks, static_cast<int>(slot.members), windows);
-      for (unsigned votes = ballot(mineGoes); votes != 0; votes &= votes - 1) {
-        char* to = ring.open();
-        if (to == nullptr) return false;
-        pack(to, slot, tokens.at(i + findFirstSet(votes) - 1), ranks);
-        ring.close();
+      for (unsigned left = ballot(mineGoes); left != 0;) {
+        const int waiting = popCount(left);
+        const int most = waiting < pipe.jobsAtOnce ? waiting : pipe.jobsAtOnce;
+        ring.pass();
+        const int n = ring.open(most), job = popCount(left & lanesBelow());
+        if (n == 0) return false;
+        const bool taken = (left >> laneId() & 1u) != 0 && job < n;
+        if (taken) begin(ring.slot(job), job, slot, mine, ranks);
+        syncWarp();
+        packRest(n, slot);
+        pipe.run(n);
+        ring.close(n);
+        left &= ~ballot(taken);
       }
     }
-    char* to = ring.open();
-    if (to == nullptr) return false;
-    if (laneId() == 0) *reinterpret_cast<SlotHeader*>(to) = header(SlotKind::end, -1);
+    if (ring.open(1) == 0) return false;
+    if (laneId() == 0) {
+      *reinterpret_cast<SlotHeader*>(ring.slot(0)) = header(SlotKind::end, -1);
+    }
     ++ring.filled;
     ring.flush(sizeof(SlotHeader));
     return true;
@@ -122,11 +140,12 @@ struct RailSender {
                   .sent = 0,
                   .emptied = 0,
                   .chunk = slotsPerPut(slot.bytes(), plan.ringBytes / slot.bytes())};
-    if (!begin(flow) || !sendAll(ring, slot, flow)) {
+    if (!awaitWindows(flow) || !sendAll(ring, slot, flow)) {
       if (laneId() == 0) giveUp(group());
       return;
     }
-    if (laneId() == 0) progress.slots += ring.filled;  // begin() synchronised: all have read it
+    // awaitWindows() synchronised: all lanes have read it.
+    if (laneId() == 0) progress.slots += ring.filled;
   }
 };
 

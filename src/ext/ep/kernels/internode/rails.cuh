@@ -9,12 +9,12 @@
 namespace mscclpp::ep::MSCCLPP_PLATFORM_NS {
 
 #if MSCCLPP_PLATFORM_CUDA
-/// Enough warps on either side of a flow to keep a NIC of 50 GB/s busy, at 2 GB/s or more each.
+/// 8 blocks have a warp for every lane of one flow.
 inline constexpr int kRailLanes = 32;
-inline constexpr std::uint64_t kRailPutBytes = 512 << 10;
+inline constexpr std::uint64_t kRailPutBytes = 384 << 10;
 inline constexpr int kSendWarps = 4, kForwardWarps = 4;
 inline constexpr int kSumWarps = 4, kHomeWarps = 4;
-inline constexpr int kRailUnroll = 8;  ///< 16-byte pieces that a lane has under way per row
+inline constexpr int kRailUnroll = 8;  ///< 16-byte pieces of a part that a lane adds up
 #else
 inline constexpr int kRailLanes = 2;
 inline constexpr std::uint64_t kRailPutBytes = 1 << 10;
@@ -78,28 +78,9 @@ __device__ inline std::uint64_t awaitRailWord(const GroupArgs& g, const RailArgs
   return came ? seen : 0;
 }
 
-/// A warp copies a row. `wide`: size and addresses are multiples of 16, else of 8.
-__device__ inline void copyRow(char* to, const char* from, std::uint32_t bytes, bool wide) {
-  if (!wide) {
-    for (std::uint32_t at = laneId() * 8; at < bytes; at += 32 * 8) {
-      *reinterpret_cast<std::uint64_t*>(to + at) =
-          *reinterpret_cast<const std::uint64_t*>(from + at);
-    }
-    return;
-  }
-  std::uint32_t at = laneId() * 16;
-  for (; at + (kRailUnroll - 1) * 512 < bytes; at += kRailUnroll * 512) {
-    Vec16 piece[kRailUnroll];
-#pragma unroll
-    for (int u = 0; u < kRailUnroll; ++u) piece[u] = load16(from + at + u * 512);
-#pragma unroll
-    for (int u = 0; u < kRailUnroll; ++u) store16(to + at + u * 512, piece[u]);
-  }
-  for (; at < bytes; at += 512) store16(to + at, load16(from + at));
-}
-
 /// Slots that go together: enough bytes to make a proxy's work of a put small beside its copy, and
-/// at most half a ring, so that one half is filled while the other is under way.
+/// at most half a ring, so that one half is filled while the other is under way. A put may have up
+/// to 31 more, since tokens are worked on 32 at a time.
 __device__ __forceinline__ std::uint64_t slotsPerPut(std::uint64_t slotBytes, std::uint64_t slots) {
   const std::uint64_t most = slots / 2, enough = kRailPutBytes / slotBytes;
   const std::uint64_t n = enough < most ? enough : most;
@@ -123,9 +104,13 @@ struct SendRing {
   std::uint64_t emptied;  ///< of them, as far as known
   std::uint64_t chunk;    ///< slots per put
 
-  /// Waits for a free slot, in a full ring for as many as make a put: one at a time would be put
-  /// one at a time from then on. Null: they did not come free in time.
-  __device__ char* open() {
+  /// Puts what makes a put; before a further open(), so that a launch's last slots go together.
+  __device__ void pass() {
+    if (filled - sent >= chunk) flush(slotBytes);
+  }
+  /// Free slots that lie together, up to `most`. In a full ring waits for as many as make a put:
+  /// one at a time would be put one at a time from then on. 0: they did not come free in time.
+  __device__ int open(int most) {
     if (filled - emptied >= slots) {
       flush(slotBytes);
       std::uint64_t seen = 0;
@@ -141,20 +126,27 @@ struct SendRing {
       }
       emptied = shuffle(seen, 0);
       syncWarp();  // what the peer has read may be overwritten by all lanes
-      if (!shuffle(came, 0)) return nullptr;
+      if (!shuffle(came, 0)) return 0;
     }
-    return g.heaps[g.rank] + near + filled % slots * slotBytes;
+    const std::uint64_t free = slots - (filled - emptied), straight = slots - filled % slots;
+    const std::uint64_t n = free < straight ? free : straight;
+    return n < static_cast<std::uint64_t>(most) ? static_cast<int>(n) : most;
   }
-  /// The slot is full.
-  __device__ void close() {
-    ++filled;
-    if (filled - sent >= chunk || filled % slots == 0) flush(slotBytes);
+  /// The i-th of the slots that are open.
+  __device__ char* slot(int i) const {
+    return g.heaps[g.rank] + near + (filled + static_cast<std::uint64_t>(i)) % slots * slotBytes;
+  }
+  /// The first `n` of them are full.
+  __device__ void close(int n) {
+    filled += static_cast<std::uint64_t>(n);
+    if (filled % slots == 0) flush(slotBytes);
   }
   /// Puts what was filled; `lastBytes` of the last slot.
   __device__ void flush(std::uint64_t lastBytes) {
     if (sent == filled) return;
     syncWarp();  // lane 0 sends what all lanes have written
     if (laneId() == 0) {
+      bulkWait<0>();  // and what its own bulk stores write
       const std::uint64_t at = sent % slots * slotBytes, n = filled - sent;
       PortChannelDevice channel(rails.channels[peer]);
       channel.put(g.wait, far + at, near + at, (n - 1) * slotBytes + lastBytes);
@@ -218,19 +210,19 @@ __device__ int nextItem(const GroupArgs& g, const RailItems& items, int& cursor,
   return found;
 }
 
-/// Whether a slot is the one that this call expects; else reports it.
-__device__ inline bool checkSlot(const GroupArgs& g, const SlotHeader& header, int peer,
-                                 std::uint32_t epoch, std::uint64_t signature) {
-  if (header.epoch == epoch && header.signature == signature) return true;
-  if (laneId() == 0) {
-    if (header.epoch == epoch) {
-      reportFailure(g.wait, waitPoint(WaitWhat::shapeMismatch, peer), signature, header.signature);
-    } else {
-      reportFailure(g.wait, waitPoint(WaitWhat::railProtocol, peer), epoch, header.epoch);
-    }
-    giveUp(g);
+/// A slot that is not the one this call expects; called by one lane.
+__device__ inline void reportSlot(const GroupArgs& g, const SlotHeader& header, int peer,
+                                  std::uint32_t epoch, std::uint64_t signature) {
+  if (header.epoch == epoch && header.signature != signature) {
+    reportFailure(g.wait, waitPoint(WaitWhat::shapeMismatch, peer), signature, header.signature);
+  } else {
+    reportFailure(g.wait, waitPoint(WaitWhat::railProtocol, peer), epoch, header.epoch);
   }
-  return false;
+  giveUp(g);
+}
+/// The lanes below this one.
+__device__ __forceinline__ std::uint32_t lanesBelow() {
+  return (1u << laneId()) - 1;
 }
 
 }  // namespace mscclpp::ep::MSCCLPP_PLATFORM_NS

@@ -3,7 +3,7 @@
 #include "../intranode/combine_move.cuh"
 #include "rails.cuh"
 
-/// Where a combine between nodes finds the rows of the own node's ranks, and how a warp adds them.
+/// Where a combine between nodes finds the rows of the own node's ranks.
 namespace mscclpp::ep::MSCCLPP_PLATFORM_NS {
 
 /// One rank of the own node. Its output is read in place, or from its staging area, where the rows
@@ -46,66 +46,6 @@ __device__ inline const float* weightsOf(const CombineArgs& c, const NodeSource&
   const auto* staged = reinterpret_cast<const float*>(
       source.heap + c.stagingOffset + c.staging.weights(stagedPlace(c.group, source.rank, home)));
   return staged + (row - source.begin[home]) * c.topk;
-}
-
-/// Terms of a sum, in shared memory, and the warp that collects them in order.
-struct TermList {
-  const char** terms;
-  int count = 0;
-
-  /// Lane i's term, if it has one, goes behind those of lower lanes.
-  __device__ void append(const char* term) {
-    const unsigned votes = ballot(term != nullptr);
-    if (term) terms[count + popCount(votes & ((1u << laneId()) - 1))] = term;
-    count += popCount(votes);
-  }
-};
-
-/// A warp's share of a row, kRailUnroll pieces of 8 values per lane, in fp32.
-struct RowSum {
-  float value[kRailUnroll][8];
-  bool started;
-
-  __device__ void add(const char* row, std::uint32_t at, std::uint32_t bytes) {
-    Vec16 piece[kRailUnroll];
-#pragma unroll
-    for (int u = 0; u < kRailUnroll; ++u) {
-      const std::uint32_t from = at + static_cast<std::uint32_t>(u) * 512;
-      if (from < bytes) piece[u] = load16(row + from);
-    }
-#pragma unroll
-    for (int u = 0; u < kRailUnroll; ++u) {
-      if (at + static_cast<std::uint32_t>(u) * 512 >= bytes) continue;
-      if (started) {
-        addBf16(value[u], piece[u]);
-      } else {
-        widenBf16(value[u], piece[u]);
-      }
-    }
-    started = true;
-  }
-  __device__ void store(char* row, std::uint32_t at, std::uint32_t bytes) const {
-#pragma unroll
-    for (int u = 0; u < kRailUnroll; ++u) {
-      const std::uint32_t to = at + static_cast<std::uint32_t>(u) * 512;
-      if (to < bytes) store16(row + to, narrowBf16(value[u]));
-    }
-  }
-};
-
-/// out = bias0 + bias1 + the terms in their order, in fp32, rounded once; +0 where there is
-/// nothing.
-__device__ inline void addRows(const TermList& list, const char* bias0, const char* bias1,
-                               char* out, std::uint32_t bytes) {
-  syncWarp();  // the list is complete
-  for (std::uint32_t at = laneId() * 16; at < bytes; at += kRailUnroll * 512) {
-    RowSum sum{};
-    if (bias0) sum.add(bias0, at, bytes);
-    if (bias1) sum.add(bias1, at, bytes);
-    for (int j = 0; j < list.count; ++j) sum.add(list.terms[j], at, bytes);
-    sum.store(out, at, bytes);
-  }
-  syncWarp();  // the list may be written again
 }
 
 /// stage: copies what other ranks' sums need of this rank into its staging area. Runs before
