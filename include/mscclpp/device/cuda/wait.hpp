@@ -12,11 +12,10 @@ namespace mscclpp::device {
 inline namespace cuda {
 namespace detail {
 
-// Polling stays on the flag: the clock is read every 64 polls; the record, which lives in host
-// memory behind PCIe, after the first 64 polls (so that waits that follow a failure end in
-// microseconds) and then every 1024.
+// Polling stays on the flag: the clock is read every 64 polls, and by it the record, which lives in
+// host memory: there looks of all waiting warps are served one after the other, a microsecond each.
 inline constexpr uint32_t kPollsPerTimeCheck = 64;
-inline constexpr uint32_t kPollsPerRecordCheck = 1024;
+inline constexpr uint64_t kRecordCheckNs = 200'000;
 
 struct WaitValues {
   uint64_t expected;
@@ -60,12 +59,14 @@ __device__ __forceinline__ bool pollUntil(const FailureRecord* record, uint64_t 
   expired = false;
   if (poll()) return true;
   const uint64_t start = nanoseconds();
+  uint64_t nextRecordCheck = kRecordCheckNs;
   for (uint32_t polls = 1;; ++polls) {
     if (poll()) return true;
     if (polls % kPollsPerTimeCheck != 0) continue;
     waitedNs = nanoseconds() - start;
     expired = limitNs != 0 && waitedNs > limitNs;
-    const bool readRecord = polls % kPollsPerRecordCheck == kPollsPerTimeCheck;
+    const bool readRecord = waitedNs >= nextRecordCheck;
+    if (readRecord) nextRecordCheck = waitedNs + kRecordCheckNs;
     if ((readRecord || expired) && record != nullptr &&
         loadRelaxedSys(&record->state) != kFailureNone) {
       expired = false;

@@ -8,8 +8,9 @@
 namespace mscclpp::ep::MSCCLPP_PLATFORM_NS {
 namespace {
 
-constexpr int kRailDispatchThreads = (kSendWarps + kForwardWarps) * 32;
-constexpr int kRailCombineThreads = (kSumWarps + kHomeWarps) * 32;
+constexpr int kWatchWarps = 1;
+constexpr int kRailDispatchThreads = (kSendWarps + kForwardWarps + kWatchWarps) * 32;
+constexpr int kRailCombineThreads = (kCombineWarps + kWatchWarps) * 32;
 constexpr int kRailStageThreads = 256;
 LaunchShape shapeOf(int blocks, int threads, std::size_t shared) {
   return {static_cast<unsigned>(blocks), static_cast<unsigned>(threads), shared};

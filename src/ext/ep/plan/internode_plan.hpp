@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "../port_words.hpp"
 #include "memory_plan.hpp"
 
 /// What high-throughput calls between nodes keep in the symmetric heap, for host and kernels.
@@ -52,6 +53,8 @@ struct RailProgress {
 struct alignas(kLineBytes) RailWords {
   std::uint64_t dispatches;  ///< finished launches
   std::uint64_t combines;
+  std::uint32_t warpsDone;  ///< of the launch
+  std::uint32_t homeLanes;  ///< lanes of a combine that warps have taken
 };
 
 /// What a rank of a rail's node takes in this launch of a dispatch: the rail tells its sources.
@@ -128,12 +131,18 @@ struct RailPlan {
   constexpr std::size_t ownWindows() const { return windows(rings); }
   /// i32 [ranks]: first row of every source's tokens that a combine has staged.
   constexpr std::size_t stagedBegin() const { return windows(rings + 1); }
+  /// u64: what was last seen of the word that `source` adds to; see RailWatch.
+  constexpr std::size_t seen(int source, int word) const {
+    return alignUp(stagedBegin() + static_cast<std::size_t>(ranks) * 4, kLineBytes) +
+           (static_cast<std::size_t>(source) * kPortWords + static_cast<std::size_t>(word)) *
+               sizeof(std::uint64_t);
+  }
   /// Rows of the counts table on their way to ranks of other nodes.
   constexpr std::size_t countsRowBytes() const {
     return MemoryPlan::countsRowBytes(ranks, maxExpertsPerRank);
   }
   constexpr std::size_t counts(unsigned parity, int destination) const {
-    return stagedBegin() + alignUp(static_cast<std::size_t>(ranks) * 4, kLineBytes) +
+    return seen(ranks, 0) +
            (static_cast<std::size_t>(parity & 1u) * static_cast<std::size_t>(ranks) +
             static_cast<std::size_t>(destination)) *
                countsRowBytes();

@@ -6,12 +6,14 @@
 /// own tokens: biases, the own node's rows, the other nodes' sums in ascending order, all in fp32.
 namespace mscclpp::ep::MSCCLPP_PLATFORM_NS {
 
-/// A block's shared memory: RailShared, sources [members], per home warp what it knows of the
+inline constexpr int kCombineWarps = kSumWarps + kHomeWarps;
+
+/// A block's shared memory: RailShared, sources [members], per warp what it knows of the
 /// flows, then what rows are moved with.
 struct RailCombineView {
   int members, outs;
 
-  /// What a home warp knows of a flow.
+  /// What a warp knows of a flow when it adds up own tokens.
   struct Flow {
     std::uint64_t first;   ///< slots, ever, before this launch
     std::uint64_t before;  ///< before the tokens in hand
@@ -26,22 +28,21 @@ struct RailCombineView {
   constexpr std::size_t flowsBytes() const { return static_cast<std::size_t>(outs) * sizeof(Flow); }
   constexpr PipeLayout pipes() const {
     constexpr int kBiases = 2;
-    return {flowsAt() + kHomeWarps * flowsBytes(), kSumWarps + kHomeWarps,
-            members + outs + kBiases};
+    return {flowsAt() + kCombineWarps * flowsBytes(), kCombineWarps, members + outs + kBiases};
   }
 
   __device__ NodeSource* sources() const {
     return reinterpret_cast<NodeSource*>(
         sharedBytes(sourcesAt(), static_cast<std::size_t>(members) * sizeof(NodeSource)));
   }
-  __device__ Flow* flows(int homeWarp) const {
+  __device__ Flow* flows(int warp) const {
     return reinterpret_cast<Flow*>(
-        sharedBytes(flowsAt() + static_cast<std::size_t>(homeWarp) * flowsBytes(), flowsBytes()));
+        sharedBytes(flowsAt() + static_cast<std::size_t>(warp) * flowsBytes(), flowsBytes()));
   }
 };
 
-/// The warp that adds up a lane's tokens, as many at a time as have got their slots.
-struct HomeWarp {
+/// Adds up a lane's tokens, as many at a time as have got their slots.
+struct HomeLane {
   const RailCombineArgs& a;
   const NodeSource* sources;
   RowPipe& pipe;
@@ -78,7 +79,10 @@ struct HomeWarp {
     }
     return -1;
   }
-  __device__ int tailOf() const { return railCounters(a.rails).combineTail(lane); }
+  __device__ const std::uint64_t* tailOf(int flow) const {
+    return seenWord(group(), a.rails, a.rails.out[flow].peer,
+                    railCounters(a.rails).combineTail(lane));
+  }
   /// Which of the tokens in `left` come before one that waits for a slot. 0: none did in time.
   __device__ std::uint32_t awaitReady(std::uint32_t left) const {
     const std::uint32_t first = left & (~left + 1);
@@ -90,7 +94,7 @@ struct HomeWarp {
     if ((now & first) == 0) {
       syncWarp();  // `came` was read
       for (int f = static_cast<int>(laneId()); f < a.rails.outs; f += 32) {
-        flows[f].came = loadAcquire(railWord(a.rails, a.rails.out[f].peer, tailOf()));
+        flows[f].came = loadLocalAcquire(tailOf(f));
       }
       syncWarp();
       now = ready();
@@ -100,8 +104,8 @@ struct HomeWarp {
       const std::uint64_t needed = shuffle(numberOf(f), findFirstSet(left) - 1) + 1;
       syncWarp();
       if (laneId() == 0) {
-        flows[f].came = awaitRailWord(group(), a.rails, a.rails.out[f].peer, tailOf(), needed,
-                                      WaitWhat::railSums);
+        flows[f].came =
+            awaitRailWord(group(), tailOf(f), a.rails.out[f].peer, needed, WaitWhat::railSums);
       }
       syncWarp();
       if (flows[f].came == 0) return 0;
@@ -238,6 +242,39 @@ __device__ inline void publishOutput(const CombineArgs& c, int peer, std::uint32
   publishEntry(c.group, peer, packet, epoch);
 }
 
+/// One warp per grid looks at the words. Of the others some send sums first; all of them then take
+/// lanes of own tokens, one after the other.
+__device__ inline void railCombineRoles(const RailCombineArgs& a, const RailCombineView& v,
+                                        std::uint32_t epoch, std::uint64_t launch) {
+  const GroupArgs& g = a.combine.group;
+  const RailArgs& rails = a.rails;
+  const int warp = static_cast<int>(warpId()), grid = static_cast<int>(gridSize()),
+            block = static_cast<int>(blockIndex()), lanes = rails.plan.lanes;
+  if (warp == kCombineWarps) {
+    const RailCounters counters = railCounters(rails);
+    if (block != 0) return;
+    RailWatch{g, rails}.run(static_cast<std::uint32_t>(kCombineWarps * grid),
+                            WatchedWords{rails.out, rails.outs, counters.combineTail(0), lanes},
+                            WatchedWords{rails.in, rails.ins, counters.combineCredit(0), lanes});
+    return;
+  }
+  RowPipe pipe = RowPipe::of(g, v.pipes(), warp, a.combine.rowBytes, a.partBytes, true);
+  if (warp < kSumWarps) {
+    const RailItems items{rails.ins, lanes, warp * grid + block, kSumWarps * grid};
+    SumSender{a, v.sources(), pipe, epoch, launch, items}.run();
+  }
+  auto* const taken = &railMemory<RailWords>(g, rails.plan.words())->homeLanes;
+  while (true) {
+    std::uint32_t lane = 0;
+    if (laneId() == 0) lane = fetchAddLocalRelaxed(taken, 1u);
+    lane = shuffle(lane, 0);
+    if (lane >= static_cast<std::uint32_t>(lanes)) break;
+    HomeLane{a, v.sources(), pipe, v.flows(warp), epoch, static_cast<int>(lane)}.run();
+  }
+  if (laneId() == 0) RowPipe::drain();
+  leaveRole(g, rails);
+}
+
 __device__ inline void railCombineKernel(const RailCombineArgs& a) {
   const CombineArgs& c = a.combine;
   const GroupArgs& g = c.group;
@@ -250,26 +287,16 @@ __device__ inline void railCombineKernel(const RailCombineArgs& a) {
   if (blockIndex() == 0 && !turn.broken) {
     for (int r = thread; r < g.ranks; r += threads) publishOutput(c, r, turn.epoch);
   }
-  const int warp = static_cast<int>(warpId()), grid = static_cast<int>(gridSize()),
-            block = static_cast<int>(blockIndex());
-  RowPipe pipe = RowPipe::of(g, v.pipes(), warp, c.rowBytes, a.partBytes, true);
-  pipe.init();
   for (int m = thread; m < nodeSize(a.rails, a.rails.node); m += threads) {
     v.sources()[m] = awaitSource(c, a.rails, ranksOfNode(a.rails, a.rails.node)[m], turn);
   }
   syncBlock();
-  if (!turn.broken && warp < kSumWarps) {
-    const RailItems items{a.rails.ins, a.rails.plan.lanes, warp * grid + block, kSumWarps * grid};
-    SumSender{a, v.sources(), pipe, turn.epoch, launch, items}.run();
-  } else if (!turn.broken) {
-    const int home = warp - kSumWarps;
-    for (int lane = home * grid + block; lane < a.rails.plan.lanes; lane += kHomeWarps * grid) {
-      HomeWarp{a, v.sources(), pipe, v.flows(home), turn.epoch, lane}.run();
-    }
-  }
-  if (laneId() == 0) RowPipe::drain();
+  if (!turn.broken) railCombineRoles(a, v, turn.epoch, launch);
   leaveGroup(g, turn, WaitWhat::combineDone, shared.lastBlock);
-  if (thread == 0 && shared.lastBlock != 0) words->combines = launch;
+  if (thread != 0 || shared.lastBlock == 0) return;
+  words->combines = launch;
+  words->warpsDone = 0;
+  words->homeLanes = 0;
 }
 
 }  // namespace mscclpp::ep::MSCCLPP_PLATFORM_NS

@@ -29,8 +29,8 @@ struct SumSender {
   __device__ ItemState stateOf(int flow, int lane) {
     const RailProgress& progress = progressOf(flow, lane);
     if (progress.closed == launch) return ItemState::finished;
-    credit = loadAcquire(
-        railWord(a.rails, a.rails.in[flow].peer, railCounters(a.rails).combineCredit(lane)));
+    credit = loadLocalAcquire(seenWord(group(), a.rails, a.rails.in[flow].peer,
+                                       railCounters(a.rails).combineCredit(lane)));
     const std::uint64_t inFlight = progress.slots - credit;
     const bool room = progress.index == 0 ? inFlight == 0 : inFlight <= slots() - chunk();
     return room ? ItemState::ready : ItemState::stuck;
@@ -87,7 +87,7 @@ struct SumSender {
             .peer = to.peer,
             .near = railOffset(group(), plan.ring(RailArea::combineSend, flow, lane)),
             .far = railOffset(group(), plan.ring(RailArea::combineReceive, to.ring, lane)),
-            .credit = railWord(a.rails, to.peer, counters.combineCredit(lane)),
+            .credit = seenWord(group(), a.rails, to.peer, counters.combineCredit(lane)),
             .tail = counters.combineTail(lane),
             .room = WaitWhat::railSumRoom,
             .slotBytes = a.slot.bytes(),

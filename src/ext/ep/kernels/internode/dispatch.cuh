@@ -43,8 +43,8 @@ struct RailForwarder {
   __device__ ItemState stateOf(int flow, int lane) {
     const RailProgress& progress = progressOf(flow, lane);
     if (progress.closed == launch) return ItemState::finished;
-    tail = loadAcquire(
-        railWord(a.rails, a.rails.in[flow].peer, railCounters(a.rails).dispatchTail(lane)));
+    tail = loadLocalAcquire(seenWord(group(), a.rails, a.rails.in[flow].peer,
+                                     railCounters(a.rails).dispatchTail(lane)));
     return tail == progress.slots ? ItemState::stuck : ItemState::ready;
   }
 
@@ -172,11 +172,27 @@ __device__ inline void tellWindows(const RailDispatchArgs& a, const RecvTarget* 
   }
 }
 
-__device__ inline void railDispatchRoles(const RailDispatchArgs& a, const RecvTarget* targets,
-                                         RowPipe& pipe, std::uint32_t epoch, std::uint64_t launch) {
+/// One warp per grid looks at the words, the others move rows.
+__device__ inline void railDispatchRoles(const RailDispatchArgs& a, const RailDispatchView& v,
+                                         std::uint32_t epoch, std::uint64_t launch) {
+  const GroupArgs& g = a.dispatch.group;
+  const DispatchArgs& d = a.dispatch;
+  const RecvTarget* targets = v.targets();
   const RailArgs& rails = a.rails;
   const int warp = static_cast<int>(warpId()), grid = static_cast<int>(gridSize()),
             block = static_cast<int>(blockIndex()), lanes = rails.plan.lanes;
+  constexpr int kWarps = kSendWarps + kForwardWarps;
+  if (warp == kWarps) {
+    const RailCounters counters = railCounters(rails);
+    if (block != 0) return;
+    RailWatch{g, rails}.run(static_cast<std::uint32_t>(kWarps * grid),
+                            WatchedWords{rails.out, rails.outs, RailCounters::windows(), 1},
+                            WatchedWords{rails.out, rails.outs, counters.dispatchCredit(0), lanes},
+                            WatchedWords{rails.in, rails.ins, counters.dispatchTail(0), lanes});
+    return;
+  }
+  RowPipe pipe =
+      RowPipe::of(g, v.pipes(), warp, d.rowBytes, a.partBytes, d.bulk && d.rowBytes % 16 == 0);
   if (warp >= kSendWarps) {
     if (block == 0 && warp == kSendWarps) tellWindows(a, targets, nodeSize(rails, rails.node));
     const RailItems items{rails.ins, lanes, (warp - kSendWarps) * grid + block,
@@ -189,6 +205,7 @@ __device__ inline void railDispatchRoles(const RailDispatchArgs& a, const RecvTa
     }
   }
   if (laneId() == 0) RowPipe::drain();
+  leaveRole(g, rails);
 }
 
 __device__ inline void railDispatchKernel(const RailDispatchArgs& a) {
@@ -198,9 +215,6 @@ __device__ inline void railDispatchKernel(const RailDispatchArgs& a) {
   auto& shared = sharedStorage<RailShared>();
   const RailDispatchView v{a.rails.plan.members};
   RecvTarget* targets = v.targets();
-  RowPipe pipe = RowPipe::of(g, v.pipes(), static_cast<int>(warpId()), d.rowBytes, a.partBytes,
-                             d.bulk && d.rowBytes % 16 == 0);
-  pipe.init();
   auto* words = railMemory<RailWords>(g, a.rails.plan.words());
   const Turn turn = currentTurn(g);
   const std::uint64_t launch = words->dispatches + 1;
@@ -212,10 +226,11 @@ __device__ inline void railDispatchKernel(const RailDispatchArgs& a) {
     targets[m] = awaitTarget(d, ranksOfNode(a.rails, a.rails.node)[m], turn);
   }
   syncBlock();
-  if (!turn.broken) railDispatchRoles(a, targets, pipe, turn.epoch, launch);
+  if (!turn.broken) railDispatchRoles(a, v, turn.epoch, launch);
   leaveGroup(g, turn, WaitWhat::dispatchDone, shared.lastBlock);
   if (thread != 0 || shared.lastBlock == 0) return;
   words->dispatches = launch;
+  words->warpsDone = 0;
   if (d.rowLimit > 0) checkRowLimit(d);
 }
 

@@ -79,8 +79,8 @@ struct RailSender {
   __device__ bool awaitWindows(const RailFlow& flow) const {
     bool came = true;
     if (laneId() == 0) {
-      came = awaitRailWord(group(), a.rails, flow.peer, RailCounters::windows(), launch,
-                           WaitWhat::railWindows) != 0;
+      came = awaitRailWord(group(), seenWord(group(), a.rails, flow.peer, RailCounters::windows()),
+                           flow.peer, launch, WaitWhat::railWindows) != 0;
     }
     came = shuffle(came, 0);
     syncWarp();
@@ -130,7 +130,7 @@ struct RailSender {
                   .peer = flow.peer,
                   .near = railOffset(group(), plan.ring(RailArea::dispatchSend, flowIndex, lane)),
                   .far = railOffset(group(), plan.ring(RailArea::dispatchReceive, flow.ring, lane)),
-                  .credit = railWord(a.rails, flow.peer, counters.dispatchCredit(lane)),
+                  .credit = seenWord(group(), a.rails, flow.peer, counters.dispatchCredit(lane)),
                   .tail = counters.dispatchTail(lane),
                   .room = WaitWhat::railRoom,
                   .slotBytes = slot.bytes(),

@@ -62,11 +62,15 @@ __device__ __forceinline__ bool addRailWord(const GroupArgs& g, const RailArgs& 
       .atomicAdd(g.wait, rails.wordLayout.offset(PortUse::highThroughput, g.rank, word),
                  static_cast<std::int64_t>(value));
 }
-/// Waits until `peer` has counted up to `count`, which is not 0. Returns how far it has come then;
-/// 0: not in time.
-__device__ inline std::uint64_t awaitRailWord(const GroupArgs& g, const RailArgs& rails, int peer,
-                                              int word, std::uint64_t count, WaitWhat what) {
-  const std::uint64_t* at = railWord(rails, peer, word);
+/// What the grid's watch has seen of it; see RailWatch.
+__device__ __forceinline__ std::uint64_t* seenWord(const GroupArgs& g, const RailArgs& rails,
+                                                   int peer, int word) {
+  return railMemory<std::uint64_t>(g, rails.plan.seen(peer, word));
+}
+/// Waits until `peer` has counted up to `count`, which is not 0, in a word or what was seen of it.
+/// Returns how far it has come then; 0: not in time.
+__device__ inline std::uint64_t awaitRailWord(const GroupArgs& g, const std::uint64_t* at, int peer,
+                                              std::uint64_t count, WaitWhat what) {
   std::uint64_t seen = 0;
   const bool came = waitUntil(
       g.wait,
@@ -220,6 +224,63 @@ __device__ inline void reportSlot(const GroupArgs& g, const SlotHeader& header, 
   }
   giveUp(g);
 }
+/// A range of the words that every flow's peer adds to.
+struct WatchedWords {
+  const RailFlow* flows;
+  int count;  ///< of flows
+  int first, words;
+};
+/// Words that peers add to lie in host memory, where looks of several warps are served one after
+/// the other, a microsecond each. One warp of the grid looks at all of them and leaves what it saw
+/// in device memory, where all others look, until they are done.
+struct RailWatch {
+  const GroupArgs& g;
+  const RailArgs& rails;
+
+  __device__ void look(const WatchedWords& watched) const {
+    constexpr int kAtOnce = 4;
+    const int total = watched.count * watched.words;
+    for (int base = static_cast<int>(laneId()); base < total; base += kAtOnce * 32) {
+      const std::uint64_t* at[kAtOnce] = {};
+      std::uint64_t* seen[kAtOnce] = {};
+      std::uint64_t now[kAtOnce] = {}, before[kAtOnce] = {};
+#pragma unroll
+      for (int u = 0; u < kAtOnce; ++u) {
+        const int i = base + u * 32, flow = i / watched.words;
+        if (i >= total) continue;
+        const int peer = watched.flows[flow].peer;
+        const int word = watched.first + i - flow * watched.words;
+        at[u] = railWord(rails, peer, word);
+        seen[u] = seenWord(g, rails, peer, word);
+        now[u] = loadRelaxed(at[u]);
+        before[u] = loadRelaxed(seen[u]);
+      }
+#pragma unroll
+      for (int u = 0; u < kAtOnce; ++u) {
+        if (now[u] != before[u]) storeLocalRelease(seen[u], loadAcquire(at[u]));
+      }
+    }
+  }
+  /// Until `warps` warps of the launch are done, whose waits end. A whole warp.
+  template <class... Words>
+  __device__ void run(std::uint32_t warps, const Words&... watched) const {
+    auto* const done = &railMemory<RailWords>(g, rails.plan.words())->warpsDone;
+    const auto round = [&] {
+      (look(watched), ...);
+      return loadLocalAcquire(done) >= warps;
+    };
+    // By lane: a lane looks at its own words.
+    waitUntil(WaitControl{nullptr, 0, g.rank}, round, waitPoint(WaitWhat::pipeline, g.rank), done);
+  }
+};
+/// The end of a warp's role.
+__device__ inline void leaveRole(const GroupArgs& g, const RailArgs& rails) {
+  syncWarp();
+  if (laneId() == 0) {
+    fetchAddLocalAcqRel(&railMemory<RailWords>(g, rails.plan.words())->warpsDone, 1u);
+  }
+}
+
 /// The lanes below this one.
 __device__ __forceinline__ std::uint32_t lanesBelow() {
   return (1u << laneId()) - 1;

@@ -4,11 +4,12 @@
 #include "rails.cuh"
 
 /// How the kernels between nodes move rows. A warp makes a list of jobs, a lane each, and then runs
-/// them all through a ring of stages in shared memory: bulk loads are under way kPipeAhead parts
+/// them all through a ring of stages in shared memory: bulk loads are under way several parts
 /// before their use, so that the few warps that serve a flow keep enough bytes in flight.
 namespace mscclpp::ep::MSCCLPP_PLATFORM_NS {
 
-inline constexpr int kPipeStages = 7, kPipeAhead = 5;
+inline constexpr int kPipeStages = 7;
+inline constexpr int kPipeAhead = 4;  ///< of copies; their stores need the other stages
 /// Of a warp, for jobs; with many terms there are fewer than 32 of them at a time.
 inline constexpr std::size_t kJobBytes = 3072;
 
@@ -87,10 +88,12 @@ struct PartSum {
     }
   }
   __device__ void add(const char* row, std::uint32_t bytes, bool isFirst) {
+    Vec16 piece[kRailUnroll];  // loads first: they are under way together
+    forEach(bytes, [&](int u, std::uint32_t at) { piece[u] = load16(row + at); });
     if (isFirst) {
-      forEach(bytes, [&](int u, std::uint32_t at) { widenBf16(value[u], load16(row + at)); });
+      forEach(bytes, [&](int u, std::uint32_t) { widenBf16(value[u], piece[u]); });
     } else {
-      forEach(bytes, [&](int u, std::uint32_t at) { addBf16(value[u], load16(row + at)); });
+      forEach(bytes, [&](int u, std::uint32_t) { addBf16(value[u], piece[u]); });
     }
   }
   __device__ void store(char* row, std::uint32_t bytes) const {
@@ -98,7 +101,8 @@ struct PartSum {
   }
 };
 
-/// A warp's ring. Its members are the same on all lanes; lane 0 drives the copy engine.
+/// A warp's ring. Its members are the same on all lanes; lane 0 drives the copy engine. Its
+/// instructions per part are the first limit of a warp: addresses are only added to.
 struct RowPipe {
   const GroupArgs& g;
   RowJobs jobs;
@@ -106,16 +110,24 @@ struct RowPipe {
   Mbarrier* full;  ///< [kPipeStages]
   char* stages;
   std::uint32_t rowBytes, partBytes;
-  bool bulk;  ///< sizes and addresses are multiples of 16; else every job is a copy
-  unsigned loads = 0, uses = 0;  ///< parts, ever
+  bool bulk;      ///< sizes and addresses are multiples of 16; else every job is a copy
+  int stage = 0;  ///< of the next part
+  unsigned phase = 0;
 
+  /// All lanes of one of the layout's warps.
   __device__ static RowPipe of(const GroupArgs& group, const PipeLayout& layout, int warp,
                                std::uint32_t rowBytes, std::uint32_t partBytes, bool bulk) {
+    auto* const full = reinterpret_cast<Mbarrier*>(
+        sharedBytes(layout.barriersAt(warp), kPipeStages * sizeof(Mbarrier)));
+    if (laneId() == 0) {
+      for (int s = 0; s < kPipeStages; ++s) initMbarrier(&full[s], 1);
+      fenceMbarrierInit();
+    }
+    syncWarp();
     return {.g = group,
             .jobs = {sharedBytes(layout.jobsAt(warp), layout.jobsBytes()), layout.terms},
             .jobsAtOnce = layout.jobs(),
-            .full = reinterpret_cast<Mbarrier*>(
-                sharedBytes(layout.barriersAt(warp), kPipeStages * sizeof(Mbarrier))),
+            .full = full,
             .stages = sharedBytes(
                 layout.stagesAt() + static_cast<std::size_t>(warp) * layout.ringBytes(partBytes),
                 layout.ringBytes(partBytes)),
@@ -123,22 +135,20 @@ struct RowPipe {
             .partBytes = partBytes,
             .bulk = bulk};
   }
-  /// Every warp, before a syncBlock().
-  __device__ void init() const {
-    if (laneId() != 0) return;
-    for (int s = 0; s < kPipeStages; ++s) initMbarrier(&full[s], 1);
-    fenceMbarrierInit();
-  }
 
   /// Runs the first `n` jobs, which the lanes have just made. When it returns their terms have been
   /// read; `to` may still be written until drain().
   __device__ void run(int n) {
     syncWarp();  // the jobs are complete
-    if (bulk) {
-      fenceProxyAsyncGlobal();  // what was waited for was seen by the generic proxy
-      runParts(n);
-    } else {
+    const bool isCopy = static_cast<int>(laneId()) >= n || jobs[laneId()].terms == 1;
+    if (!bulk) {
       for (int j = 0; j < n; ++j) copyWords(jobs[j].to, jobs.term(j, 0));
+    } else if (all(isCopy)) {
+      if (laneId() == 0) copyRows(n);
+      stage = shuffle(stage, 0);
+      phase = shuffle(phase, 0);
+    } else {
+      addRows(n);
     }
     syncWarp();  // the jobs may be written again
   }
@@ -146,81 +156,104 @@ struct RowPipe {
   __device__ static void drain() { bulkWait<0>(); }
 
  private:
-  /// A part of a term of a job.
-  struct Cursor {
-    int job = 0;
-    int term = 0;
-    std::uint32_t offset = 0;
-  };
-  __device__ void advance(Cursor& at, int terms) const {
-    if (++at.term < terms) return;
-    at.term = 0;
-    at.offset += partBytes;
-    if (at.offset < rowBytes) return;
-    at.offset = 0;
-    ++at.job;
-  }
-  __device__ std::uint32_t bytesAt(const Cursor& at) const {
-    const std::uint32_t left = rowBytes - at.offset;
+  __device__ std::uint32_t partOf(std::uint32_t left) const {
     return left < partBytes ? left : partBytes;
   }
-  __device__ char* stage(unsigned part) const {
-    return stages + part % kPipeStages * std::size_t{partBytes};
+  __device__ char* stageAt(int i) const {
+    return stages + static_cast<std::uint32_t>(i) * partBytes;
   }
-  __device__ void loadAhead(Cursor& at, int n) {
-    while (loads - uses < kPipeAhead && at.job < n) {
-      const int terms = jobs[at.job].terms;
-      if (terms == 0) {
-        ++at.job;
-        continue;
-      }
-      if (laneId() == 0) {
-        Mbarrier* const barrier = &full[loads % kPipeStages];
-        const std::uint32_t bytes = bytesAt(at);
+  __device__ static int after(int i) { return i + 1 == kPipeStages ? 0 : i + 1; }
+  __device__ void load(int to, const char* from, std::uint32_t bytes) const {
+    arriveExpectBytes(&full[to], bytes);
+    bulkLoad(stageAt(to), from, bytes, &full[to]);
+  }
+  __device__ void await() const { waitParity(g.wait, &full[stage], phase, pipelineWait(g)); }
+  __device__ void next() {
+    stage = after(stage);
+    if (stage == 0) phase ^= 1u;
+  }
+
+  /// Lane 0: rows go from the stages as they came.
+  __device__ void copyRows(int n) {
+    fenceProxyAsyncGlobal();  // what was waited for was seen by the generic proxy
+    const char* from = nullptr;
+    char* to = nullptr;
+    std::uint32_t fromLeft = 0, toLeft = 0;
+    int loadJob = 0, storeJob = 0, loadStage = stage, ahead = 0;
+    while (true) {
+      while (ahead < kPipeAhead && (fromLeft != 0 || loadJob < n)) {
+        if (fromLeft == 0) {
+          from = jobs.term(loadJob++, 0);
+          fromLeft = rowBytes;
+        }
+        const std::uint32_t bytes = partOf(fromLeft);
         bulkWaitRead<kPipeStages - kPipeAhead>();  // the stage's last store has left it
-        arriveExpectBytes(barrier, bytes);
-        bulkLoad(stage(loads), jobs.term(at.job, at.term) + at.offset, bytes, barrier);
+        load(loadStage, from, bytes);
+        from += bytes;
+        fromLeft -= bytes;
+        loadStage = after(loadStage);
+        ++ahead;
       }
-      ++loads;
-      advance(at, terms);
+      if (ahead == 0) return;
+      if (toLeft == 0) {
+        to = jobs[storeJob++].to;
+        toLeft = rowBytes;
+      }
+      const std::uint32_t bytes = partOf(toLeft);
+      await();
+      bulkStore(to, stageAt(stage), bytes);
+      bulkCommit();
+      to += bytes;
+      toLeft -= bytes;
+      next();
+      --ahead;
     }
   }
-  __device__ void awaitPart() const {
-    waitParity(g.wait, &full[uses % kPipeStages], uses / kPipeStages & 1u, pipelineWait(g));
+
+  /// The next part of a term to load, in lane 0: of a job's part all terms, then its next part.
+  struct LoadCursor {
+    int job = 0, term = 0, stage = 0, ahead = 0;
+    std::uint32_t offset = 0;
+  };
+  __device__ void loadTerms(LoadCursor& at, int n) const {
+    while (at.ahead < kPipeStages && at.job < n) {
+      const int terms = jobs[at.job].terms;
+      if (terms > 0) {
+        const std::uint32_t bytes = partOf(rowBytes - at.offset);
+        load(at.stage, jobs.term(at.job, at.term) + at.offset, bytes);
+        at.stage = after(at.stage);
+        ++at.ahead;
+        if (++at.term < terms) continue;
+        at.term = 0;
+        at.offset += bytes;
+        if (at.offset < rowBytes) continue;
+      }
+      at.offset = 0;
+      ++at.job;
+    }
   }
-  /// A group per part, so that groups count parts.
-  __device__ void used() {
-    if (laneId() == 0) bulkCommit();
-    ++uses;
-  }
-  __device__ void runParts(int n) {
-    Cursor load, use;
-    while (use.job < n) {
-      loadAhead(load, n);
-      const int terms = jobs[use.job].terms;
-      char* const to = jobs[use.job].to + use.offset;
-      const std::uint32_t bytes = bytesAt(use);
-      if (terms == 1) {
-        if (laneId() == 0) {
-          awaitPart();
-          bulkStore(to, stage(uses), bytes);
+  /// All lanes: adds up each job's terms, part by part.
+  __device__ void addRows(int n) {
+    LoadCursor cursor{.stage = stage};
+    if (laneId() == 0) {
+      fenceProxyAsyncGlobal();  // as above
+      bulkWaitRead<0>();        // copies have left the stages
+    }
+    for (int j = 0; j < n; ++j) {
+      const int terms = jobs[j].terms;
+      for (std::uint32_t offset = 0; offset < rowBytes; offset += partBytes) {
+        const std::uint32_t bytes = partOf(rowBytes - offset);
+        PartSum sum{};
+        for (int t = 0; t < terms; ++t) {
+          if (laneId() == 0) loadTerms(cursor, n);
+          await();
+          sum.add(stageAt(stage), bytes, t == 0);
+          syncWarp();  // all lanes have read the stage
+          next();
+          --cursor.ahead;
         }
-        used();
-        advance(use, terms);
-        continue;
+        sum.store(jobs[j].to + offset, bytes);
       }
-      syncWarp();  // lanes that had no part in copies are ahead of lane 0
-      PartSum sum{};
-      for (int t = 0; t < terms; ++t) {
-        if (t > 0) loadAhead(load, n);
-        awaitPart();
-        sum.add(stage(uses), bytes, t == 0);
-        syncWarp();  // all lanes have read the stage
-        used();
-        advance(use, terms);
-      }
-      sum.store(to, bytes);
-      if (terms == 0) advance(use, terms);
     }
   }
   /// Rows that the copy engine cannot take: 8 bytes per lane.

@@ -97,7 +97,7 @@ __device__ inline bool awaitCounts(const NotifyArgs& a, int source, NotifyTurn t
     return waitReached(g.wait, &peerBox(g, g.rank, source).counts.epoch, turn.epoch,
                        waitPoint(WaitWhat::counts, source));
   }
-  return awaitRailWord(g, a.rails, source, RailCounters::counts(), turn.number,
+  return awaitRailWord(g, railWord(a.rails, source, RailCounters::counts()), source, turn.number,
                        WaitWhat::railCounts) != 0;
 }
 
