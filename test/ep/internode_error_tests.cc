@@ -179,7 +179,7 @@ TEST(EpNodeErrors, OverflowIsTheReceiversOwn) {
 TEST(EpNodeErrors, RingTooSmallForTheRows) {
   const World world = smallWorld(2);
   BufferOptions options = nodeOptions(kTwoByOne);
-  options.numRdmaBytes = 16384;
+  options.numRdmaBytes = 65536;
   runRanks(2, options, [&](RankContext& rank) {
     EXPECT_THAT(errorOf([&] { dispatch(rank, world, {.hidden = 4096}); }),
                 AllOf(StartsWith("invalidArgument: "), HasSubstr("num_rdma_bytes = ")));

@@ -163,11 +163,11 @@ class DispatchCall {
     args.window = window;
     args.signature = shape_.call.pack();
     args.rowLimit = request_.handle ? 0 : request_.numWorstTokens;
-    args.rowLimitLater = group_.ports() != nullptr;
     const int blocks = group_.blocks(request_.config.numSms);
-    group_.kernels().dispatch(args, blocks, group_.comm().native());
     if (group_.ports() != nullptr) {
       dispatchBetweenNodes(group_, args, handle_, !request_.handle, blocks);
+    } else {
+      group_.kernels().dispatch(args, blocks, group_.comm().native());
     }
   }
   void copyRows(const Tensor& to, const char* from, std::int64_t firstRow, std::int64_t rows,

@@ -161,7 +161,6 @@ struct DispatchArgs {
   bool bulk = true;  ///< rows are 16-byte multiples at 16-byte addresses
   /// Worst case: rows of the outputs. recvTopkIdx of unused rows becomes -1; more rows is an error.
   std::int64_t rowLimit = 0;
-  bool rowLimitLater = false;  ///< another kernel follows and reports what is beyond rowLimit
 };
 
 struct CombineArgs {

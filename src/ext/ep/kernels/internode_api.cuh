@@ -6,7 +6,7 @@
 namespace mscclpp::ep {
 
 struct RailDispatchArgs {
-  DispatchArgs dispatch;  ///< the same as of the dispatch inside the node
+  DispatchArgs dispatch;
   RailArgs rails;
   DispatchSlot slot;                 ///< `members` is that of each flow's destination
   std::int32_t* railRows = nullptr;  ///< out [in-flows, railStride, members]; null: known already
@@ -27,7 +27,6 @@ struct RailCombineArgs {
 struct InternodeKernels {
   void (*prepare)();
   int (*lanes)();
-  /// Follows the dispatch inside the node, with the same arguments.
   void (*dispatch)(RailDispatchArgs, int blocks, void* stream);
   /// Not collective. Copies what combine reads of other ranks' tokens into the staging area: rows
   /// unless they lie in the heap, weights if there are any.

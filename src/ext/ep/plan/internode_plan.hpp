@@ -54,7 +54,8 @@ struct alignas(kLineBytes) RailWords {
   std::uint64_t dispatches;  ///< finished launches
   std::uint64_t combines;
   std::uint32_t warpsDone;  ///< of the launch
-  std::uint32_t homeLanes;  ///< lanes of a combine that warps have taken
+  std::uint32_t ownTurns;   ///< of a dispatch: groups of own tokens that warps have taken
+  std::uint32_t homeLanes;  ///< of a combine: lanes that warps have taken
 };
 
 /// What a rank of a rail's node takes in this launch of a dispatch: the rail tells its sources.

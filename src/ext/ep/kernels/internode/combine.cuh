@@ -134,7 +134,7 @@ struct HomeLane {
       if (position < 0 || sources[m].heap == nullptr) continue;
       pipe.jobs.append(job, rowOf(c, sources[m], group().rank, c.sendStart[ranks[m]] + position));
     }
-    pipe.jobs[job].remotes = pipe.jobs[job].terms;
+    pipe.jobs[job].maker = pipe.jobs[job].terms;  // terms from here on are slots
     for (int f = 0; f < a.rails.outs; ++f) {
       if (!hasSlot(f)) continue;
       const char* slot = slotOf(f);
@@ -162,7 +162,7 @@ struct HomeLane {
         if (position < 0 || sources[m].heap == nullptr) continue;
         sum += weightsOf(c, sources[m], group().rank, c.sendStart[ranks[m]] + position)[k];
       }
-      for (int t = job.remotes; t < job.terms; ++t) {
+      for (int t = job.maker; t < job.terms; ++t) {
         const char* slot = pipe.jobs.term(j, t) - SumSlot::x();
         sum += reinterpret_cast<const float*>(slot + a.slot.weights())[k];
       }

@@ -141,9 +141,9 @@ struct SumSender {
   }
   __device__ void run() {
     while (true) {
-      const int item =
-          nextItem(group(), items, cursor, WaitWhat::railSumRoom, a.rails.in, a.rails.words,
-                   [&](int flow, int lane) { return stateOf(flow, lane); });
+      const int item = nextItem(
+          group(), items, cursor, WaitWhat::railSumRoom, a.rails.in,
+          [&](int flow, int lane) { return stateOf(flow, lane); }, [] { return false; });
       if (item < 0) return;
       send(items.flow(item), items.lane(item));
     }

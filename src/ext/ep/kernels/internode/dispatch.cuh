@@ -30,6 +30,7 @@ struct RailForwarder {
   const RailDispatchArgs& a;
   const RecvTarget* targets;  ///< [members]
   RowPipe& pipe;
+  OwnRows& own;
   std::uint32_t epoch;
   std::uint64_t launch;
   RailItems items;
@@ -48,62 +49,41 @@ struct RailForwarder {
     return tail == progress.slots ? ItemState::stuck : ItemState::ready;
   }
 
-  /// What one rank gets of the slots in hand: `from` is this lane's slot, or null, and `row` its
-  /// row there.
-  __device__ void place(const char* from, const DispatchSlot& slot, int member, std::int32_t row) {
-    const DispatchArgs& d = a.dispatch;
-    const RecvTarget& target = targets[member];
-    const std::int64_t at = std::int64_t{row} - target.rowBegin;
-    const bool taken = from != nullptr && row >= 0 && at >= 0 && at < target.rows;
-    const unsigned votes = ballot(taken);
-    if (votes == 0) return;
-    if (taken) {
-      const int job = popCount(votes & lanesBelow());
-      pipe.jobs[job] = {target.x + static_cast<std::size_t>(at) * d.rowBytes,
-                        static_cast<std::int32_t>(at), 0, 0};
-      pipe.jobs.append(job, from + slot.x());
-      target.sourceTokens[at] = reinterpret_cast<const SlotHeader*>(from)->token;
+  struct Small {
+    const char* slot;
+    const DispatchSlot& layout;
+    __device__ std::uint32_t scale(int i) const {
+      return reinterpret_cast<const std::uint32_t*>(slot + layout.scales())[i];
     }
-    syncWarp();
-    placeRest(popCount(votes), slot, target, ranksOfNode(a.rails, a.rails.node)[member]);
-    pipe.run(popCount(votes));
-  }
-  /// Scales, indices and weights of `n` rows of rank `r`, whose loads are under way together.
-  __device__ void placeRest(int n, const DispatchSlot& slot, const RecvTarget& target,
-                            int r) const {
-    const DispatchArgs& d = a.dispatch;
-    const auto slotOf = [&](int j) { return pipe.jobs.term(j, 0) - slot.x(); };
-    auto* scales = reinterpret_cast<std::uint32_t*>(target.scales);
-#pragma unroll 2
-    for (int i = static_cast<int>(laneId()); i < n * d.scaleCount; i += 32) {
-      const int j = i / d.scaleCount, k = i - j * d.scaleCount;
-      scales[static_cast<std::size_t>(pipe.jobs[j].tag) * d.scaleCount + k] =
-          reinterpret_cast<const std::uint32_t*>(slotOf(j) + slot.scales())[k];
+    __device__ std::int64_t expert(int k) const {
+      return reinterpret_cast<const std::int64_t*>(slot + layout.topkIdx())[k];
     }
-#pragma unroll 2
-    for (int i = static_cast<int>(laneId()); i < n * d.topk; i += 32) {
-      const int j = i / d.topk, k = i - j * d.topk;
-      const auto to = static_cast<std::size_t>(pipe.jobs[j].tag) * d.topk + k;
-      const auto expert = reinterpret_cast<const std::int64_t*>(slotOf(j) + slot.topkIdx())[k];
-      const float weight = reinterpret_cast<const float*>(slotOf(j) + slot.topkWeights())[k];
-      const bool here = isExpert(d.experts, expert) && rankOfExpert(d.experts, expert) == r;
-      target.topkIdx[to] = here ? indexOfExpert(d.experts, expert) : -1;
-      target.topkWeights[to] = here ? weight : 0.0f;
+    __device__ float weight(int k) const {
+      return reinterpret_cast<const float*>(slot + layout.topkWeights())[k];
     }
-  }
-  /// The slot of each lane that has one goes to all ranks that take it.
-  __device__ void placeAll(const char* from, const DispatchSlot& slot, int flow) {
+  };
+  /// The slots of lanes that have one, `first` + lane in the ring, go to all ranks that take them.
+  __device__ void placeAll(bool has, const char* ring, std::uint64_t first,
+                           const DispatchSlot& slot, int flow) {
     const auto members = static_cast<int>(slot.members);
+    const std::uint64_t slots = a.rails.plan.ringBytes / slot.bytes();
+    const auto slotOf = [&](int lane) {
+      return ring + (first + static_cast<unsigned>(lane)) % slots * slot.bytes();
+    };
+    const char* from = slotOf(static_cast<int>(laneId()));
+    const std::int32_t token = has ? reinterpret_cast<const SlotHeader*>(from)->token : -1;
     const auto* rows = reinterpret_cast<const std::int32_t*>(from + DispatchSlot::rows());
     std::int32_t* kept = nullptr;
-    if (from != nullptr && a.railRows != nullptr) {
-      kept = a.railRows +
-             (flow * a.railStride + reinterpret_cast<const SlotHeader*>(from)->token) * members;
+    if (has && a.railRows != nullptr) {
+      kept = a.railRows + (flow * a.railStride + token) * members;
     }
     for (int m = 0; m < members; ++m) {
-      const std::int32_t row = from != nullptr ? rows[m] : -1;
+      const std::int32_t row = has ? rows[m] : -1;
       if (kept != nullptr) kept[m] = row;
-      place(from, slot, m, row);
+      RowPlacer{a.dispatch, targets[m], ranksOfNode(a.rails, a.rails.node)[m], pipe}.place(
+          row < 0 ? -1 : row - targets[m].rowBegin, from + slot.x(), token, [&](int lane) {
+            return Small{slotOf(lane), slot};
+          });
     }
   }
   /// Forwards what has come of an item, a slot per lane at most. False: it is not what was
@@ -130,7 +110,7 @@ struct RailForwarder {
       return false;
     }
     const bool ended = any(header.kind == SlotKind::end);  // the last slot of a launch
-    placeAll(header.kind == SlotKind::row ? from : nullptr, slot, flow);
+    placeAll(header.kind == SlotKind::row, ring, index, slot, flow);
     syncWarp();  // all lanes have read the slots
     if (laneId() == 0) {
       progress.slots += static_cast<unsigned>(n);
@@ -143,9 +123,9 @@ struct RailForwarder {
   }
   __device__ void run() {
     while (true) {
-      const int item =
-          nextItem(group(), items, cursor, WaitWhat::railRows, a.rails.in, a.rails.words,
-                   [&](int flow, int lane) { return stateOf(flow, lane); });
+      const int item = nextItem(
+          group(), items, cursor, WaitWhat::railRows, a.rails.in,
+          [&](int flow, int lane) { return stateOf(flow, lane); }, [&] { return own.placeSome(); });
       if (item < 0 || !forward(items.flow(item), items.lane(item))) return;
     }
   }
@@ -193,16 +173,19 @@ __device__ inline void railDispatchRoles(const RailDispatchArgs& a, const RailDi
   }
   RowPipe pipe =
       RowPipe::of(g, v.pipes(), warp, d.rowBytes, a.partBytes, d.bulk && d.rowBytes % 16 == 0);
+  OwnRows own{a, targets, pipe};
   if (warp >= kSendWarps) {
     if (block == 0 && warp == kSendWarps) tellWindows(a, targets, nodeSize(rails, rails.node));
     const RailItems items{rails.ins, lanes, (warp - kSendWarps) * grid + block,
                           kForwardWarps * grid};
-    RailForwarder{a, targets, pipe, epoch, launch, items}.run();
+    RailForwarder{a, targets, pipe, own, epoch, launch, items}.run();
   } else {
     const RailItems items{rails.outs, lanes, warp * grid + block, kSendWarps * grid};
     for (int i = 0; i < items.count(); ++i) {
-      RailSender{a, pipe, epoch, launch, items.flow(i), items.lane(i)}.run();
+      RailSender{a, pipe, own, epoch, launch, items.flow(i), items.lane(i)}.run();
     }
+  }
+  while (own.placeSome()) {
   }
   if (laneId() == 0) RowPipe::drain();
   leaveRole(g, rails);
@@ -226,11 +209,13 @@ __device__ inline void railDispatchKernel(const RailDispatchArgs& a) {
     targets[m] = awaitTarget(d, ranksOfNode(a.rails, a.rails.node)[m], turn);
   }
   syncBlock();
+  if (d.rowLimit > 0) fillTail(d);
   if (!turn.broken) railDispatchRoles(a, v, turn.epoch, launch);
   leaveGroup(g, turn, WaitWhat::dispatchDone, shared.lastBlock);
   if (thread != 0 || shared.lastBlock == 0) return;
   words->dispatches = launch;
   words->warpsDone = 0;
+  words->ownTurns = 0;
   if (d.rowLimit > 0) checkRowLimit(d);
 }
 

@@ -1,7 +1,6 @@
 #pragma once
 
-#include "../intranode/dispatch_meta.cuh"
-#include "row_pipe.cuh"
+#include "dispatch_place.cuh"
 
 /// The sending side of a dispatch between nodes: tokens with a row in another node are packed, in
 /// token order, and go to this rank's rail there, once.
@@ -17,6 +16,7 @@ __device__ __forceinline__ DispatchSlot slotFor(const RailDispatchArgs& a, int d
 struct RailSender {
   const RailDispatchArgs& a;
   RowPipe& pipe;
+  OwnRows& own;
   std::uint32_t epoch;
   std::uint64_t launch;
   int flowIndex;
@@ -77,10 +77,15 @@ struct RailSender {
   /// Waits until the rail has said where its node takes rows. It has emptied the ring then: its
   /// words come in order, and it had to before it could begin this launch.
   __device__ bool awaitWindows(const RailFlow& flow) const {
-    bool came = true;
-    if (laneId() == 0) {
-      came = awaitRailWord(group(), seenWord(group(), a.rails, flow.peer, RailCounters::windows()),
-                           flow.peer, launch, WaitWhat::railWindows) != 0;
+    const std::uint64_t* const told =
+        seenWord(group(), a.rails, flow.peer, RailCounters::windows());
+    bool came = false;
+    do {
+      if (laneId() == 0) came = loadLocalAcquire(told) >= launch;
+      came = shuffle(came, 0);
+    } while (!came && own.placeSome());
+    if (!came && laneId() == 0) {
+      came = awaitRailWord(group(), told, flow.peer, launch, WaitWhat::railWindows) != 0;
     }
     came = shuffle(came, 0);
     syncWarp();

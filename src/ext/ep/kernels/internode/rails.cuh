@@ -9,8 +9,8 @@
 namespace mscclpp::ep::MSCCLPP_PLATFORM_NS {
 
 #if MSCCLPP_PLATFORM_CUDA
-/// 8 blocks have a warp for every lane of one flow.
-inline constexpr int kRailLanes = 32;
+/// 16 blocks have a warp for every lane of one flow.
+inline constexpr int kRailLanes = 60;
 inline constexpr std::uint64_t kRailPutBytes = 384 << 10;
 inline constexpr int kSendWarps = 4, kForwardWarps = 4;
 inline constexpr int kSumWarps = 4, kHomeWarps = 4;
@@ -173,38 +173,44 @@ struct RailItems {
   __device__ int lane(int i) const { return (worker + i * workers) / flows; }
 };
 
-inline constexpr int kNoItemLeft = -1, kItemsLate = -2;
+inline constexpr int kNoItemLeft = -1, kItemsLate = -2, kNoItemReady = -3;
 
-/// Waits until one of a warp's items can go on, in turn. `state(flow, lane)` says of each whether
-/// it is finished, stuck or ready; called by lane 0. Returns its number, or one of the above, on
-/// all lanes.
+/// One of a warp's items that can go on, in turn. `state(flow, lane)` says of each whether it is
+/// finished, stuck or ready; called by lane 0. Returns its number, or one of the above, on all
+/// lanes. `meanwhile` does something else while all are stuck, and says whether there was anything
+/// to do; if not, the warp waits.
 enum class ItemState { finished, stuck, ready };
-template <class State>
+template <class State, class Meanwhile>
 __device__ int nextItem(const GroupArgs& g, const RailItems& items, int& cursor, WaitWhat what,
-                        const RailFlow* flows, const void* address, State&& state) {
-  int found = kNoItemLeft;
-  if (laneId() == 0) {
-    const int count = items.count();
+                        const RailFlow* flows, State&& state, Meanwhile&& meanwhile) {
+  const int count = items.count();
+  int found = kNoItemReady;
+  const auto look = [&] {
+    bool all = true;
+    for (int n = 0; n < count; ++n) {
+      const int i = cursor + n < count ? cursor + n : cursor + n - count;
+      const ItemState now = state(items.flow(i), items.lane(i));
+      all = all && now == ItemState::finished;
+      if (now != ItemState::ready) continue;
+      found = i;
+      cursor = i + 1 < count ? i + 1 : 0;
+      return true;
+    }
+    if (all) found = kNoItemLeft;
+    return all;
+  };
+  do {
+    if (laneId() == 0) look();
+    found = shuffle(found, 0);
+  } while (found == kNoItemReady && meanwhile());
+  if (found == kNoItemReady && laneId() == 0) {
     int peer = -1;
     for (int i = 0; i < count && peer < 0; ++i) {
       if (state(items.flow(i), items.lane(i)) != ItemState::finished) {
         peer = flows[items.flow(i)].peer;
       }
     }
-    const auto look = [&] {
-      bool all = true;
-      for (int n = 0; n < count; ++n) {
-        const int i = cursor + n < count ? cursor + n : cursor + n - count;
-        const ItemState now = state(items.flow(i), items.lane(i));
-        all = all && now == ItemState::finished;
-        if (now != ItemState::ready) continue;
-        found = i;
-        cursor = i + 1 < count ? i + 1 : 0;
-        return true;
-      }
-      return all;
-    };
-    if (!waitUntil(g.wait, look, waitPoint(what, peer), address)) {
+    if (!waitUntil(g.wait, look, waitPoint(what, peer), flows)) {
       found = kItemsLate;
       giveUp(g);
     }

@@ -17,9 +17,9 @@ inline constexpr std::size_t kJobBytes = 3072;
 /// is one, or +0 when there is none.
 struct RowJob {
   char* to;
-  std::int32_t tag;       ///< for its maker
-  std::uint16_t terms;    ///< addresses that follow
-  std::uint16_t remotes;  ///< for its maker
+  std::int32_t tag;     ///< for its maker
+  std::uint16_t terms;  ///< addresses that follow
+  std::uint16_t maker;  ///< for its maker, too
 };
 
 /// The jobs in a warp's hand.

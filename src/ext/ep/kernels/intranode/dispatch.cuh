@@ -173,7 +173,7 @@ __device__ void dispatchKernel(const DispatchArgs& a) {
   if (a.rowLimit > 0) fillTail(a);
   leaveGroup(a.group, turn, WaitWhat::dispatchDone, v.head().lastBlock);
   const bool last = thread == 0 && v.head().lastBlock != 0;
-  if (a.rowLimit > 0 && last && !a.rowLimitLater) checkRowLimit(a);
+  if (a.rowLimit > 0 && last) checkRowLimit(a);
 }
 
 }  // namespace mscclpp::ep::MSCCLPP_PLATFORM_NS
