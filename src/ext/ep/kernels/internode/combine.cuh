@@ -212,6 +212,7 @@ struct HomeLane {
     const CombineArgs& c = a.combine;
     const LaneTokens tokens{lane, a.rails.plan.lanes};
     const std::int64_t end = c.tokens < c.tokenEnd ? c.tokens : c.tokenEnd;
+    syncWarp();  // a lane before this one may have ended in the middle
     for (int f = static_cast<int>(laneId()); f < a.rails.outs; f += 32) {
       const std::uint64_t slots = progressOf(f).slots;
       flows[f] = {.first = slots, .before = slots, .came = 0, .here = 0, .owed = 0};

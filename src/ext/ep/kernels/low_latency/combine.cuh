@@ -298,7 +298,6 @@ struct CombineBlock {
   __device__ __forceinline__ void addPeers(float (&sum)[8], int token, std::int64_t selection,
                                            int pass) const {
     const LowLatencyGroup& g = a.group;
-    if constexpr (Path::kPorts) findPlaces<Path>(a, token, selection, shared().places);
     int owner = -1;
     forEachOwner(a, selection, [&](int rank) {
       ++owner;
@@ -343,24 +342,31 @@ struct CombineBlock {
   }
 
   /// Peers' tokens, then own ones. The next item's rows are requested before the peer's row is
-  /// pushed: loads behind a push would wait until the wire has taken it.
+  /// pushed: loads behind a push would wait until the wire has taken it. The first ones before a
+  /// message is waited for.
   __device__ __forceinline__ void run() const {
     Rows rows;
     Item item = peerItem(firstPeerItem());
     std::int32_t slot = loadSlot(item);
     request(rows, slot, 0, item.pass);
+    if (Path::kPorts && sends(a.group.phase)) {
+      awaitMessages(PortMessage::weights, WaitWhat::lowLatencyWeights);
+    }
     bool passed = !Path::kPorts;
 #pragma unroll 1
     while (true) {
-      if (!passed && (item.source < 0 || item.source == a.group.rank)) {
-        passPorts();
-        passed = true;
+      const bool own = item.source == a.group.rank;
+      const std::int64_t selection = own ? loadSelection(a, item.token) : -1;
+      if constexpr (Path::kPorts) {
+        if (own && item.pass == 0) findPlaces<Path>(a, item.token, selection, shared().places);
+        if (!passed && (item.source < 0 || own)) {
+          passPorts();
+          passed = true;
+        }
       }
       if (item.source < 0) break;
       const Item next = after(item);
       const std::int32_t nextSlot = loadSlot(next);
-      const bool own = item.source == a.group.rank;
-      const std::int64_t selection = own ? loadSelection(a, item.token) : -1;
       const bool wanted = own || rows.mask != 0;
       float sum[8] = {};
       Vec16 weights{};
@@ -389,7 +395,6 @@ __device__ void lowLatencyCombineKernel(const LowLatencyCombineArgs& a) {
       if (last) block.pushHello();
       if constexpr (Path::kPorts) {
         if (last) block.sendPortWeights();
-        block.awaitMessages(PortMessage::weights, WaitWhat::lowLatencyWeights);
       }
     }
     block.run();

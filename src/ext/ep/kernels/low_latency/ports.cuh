@@ -45,21 +45,24 @@ __device__ __forceinline__ bool lookAtPort(const LowLatencyGroup& g, PortMessage
   if (!waitUntil(
           control, [&] { return channel.signals() >= count; }, lowLatencyWait(what, peer),
           &words.arrived[m])) {
-    storeRelease(&words.lost[m], count);
+    storeLocalRelease(&words.lost[m], count);
     return false;
   }
-  // What the peer had received before it sent this is known by now: the next call need not look at
-  // the counters, which are host memory, at its start.
-  if (message != PortMessage::partial) {
-    const LowLatencyKind kind = kindOf(message);
-    for (unsigned parity = 0; parity < 2; ++parity) {
-      storeRelease(&words.finished[static_cast<int>(kind)][parity],
-                   static_cast<std::uint32_t>(portFinished(g, kind, peer, parity)));
-    }
-  }
   // Of two calls under way the later one may be received first.
-  if (loadRelaxed(&words.arrived[m]) < count) storeRelease(&words.arrived[m], count);
+  if (loadRelaxed(&words.arrived[m]) < count) storeLocalRelease(&words.arrived[m], count);
   return true;
+}
+/// What peers had received before they sent a message is known when it is here: the next call need
+/// not look at their counters, which are host memory, at its start. One warp of block 0 looks,
+/// while the others go on.
+__device__ __forceinline__ void noteFinished(const LowLatencyGroup& g, LowLatencyKind kind) {
+  for (int i = static_cast<int>(laneId()); i < 2 * g.ranks; i += 32) {
+    const int peer = i / 2, parity = i % 2;
+    if (peer == g.rank || g.heaps[peer] != nullptr) continue;
+    storeRelease(
+        &peerWords(g, g.region, peer).finished[static_cast<int>(kind)][parity],
+        static_cast<std::uint32_t>(portFinished(g, kind, peer, static_cast<unsigned>(parity))));
+  }
 }
 /// The other blocks wait for block 0 alone, whose wait ends. They look neither at the channel nor
 /// at the failure record: those are host memory, where a look of every block takes a microsecond
@@ -71,9 +74,9 @@ __device__ __forceinline__ bool lookAtBlock0(const LowLatencyGroup& g, PortMessa
   const std::uint64_t* const lost = &words.lost[static_cast<int>(message)];
   waitUntil(
       WaitControl{nullptr, 0, g.wait.rank},
-      [&] { return loadAcquire(arrived) >= count || loadAcquire(lost) == count; },
+      [&] { return loadLocalAcquire(arrived) >= count || loadLocalAcquire(lost) == count; },
       lowLatencyWait(what, peer), arrived);
-  return loadAcquire(arrived) >= count;
+  return loadLocalAcquire(arrived) >= count;
 }
 /// Waits for a message of `peer`; a whole warp.
 template <class Path>
@@ -100,14 +103,16 @@ __device__ __forceinline__ void awaitPorts(const LowLatencyGroup& g, PortMessage
     if (isMaskedForWarp<Path>(g, peer)) {
       // Other blocks may have looked before the peer was masked, and wait for block 0.
       if (blockIndex() == 0 && laneId() == 0) {
-        storeRelease(&peerWords(g, g.region, peer).lost[static_cast<int>(message)],
-                     signalsUntil(g, message, epoch));
+        storeLocalRelease(&peerWords(g, g.region, peer).lost[static_cast<int>(message)],
+                          signalsUntil(g, message, epoch));
       }
       continue;
     }
     if (!awaitPort<Path>(g, message, epoch, peer, what)) missing(peer);
   }
   syncBlock();
+  const bool notes = message != PortMessage::partial && blockIndex() == 0;
+  if (notes && warpId() == kLowLatencyWarps - 1) noteFinished(g, kindOf(message));
 }
 
 /// What goes to one peer: offsets in an area, and bytes.
@@ -125,9 +130,9 @@ __device__ __forceinline__ void sendToPorts(const LowLatencyGroup& g, LowLatency
   for (int i = static_cast<int>(warpId()); i < g.ranks - 1; i += kLowLatencyWarps) {
     const int peer = g.rank + 1 + i < g.ranks ? g.rank + 1 + i : g.rank + 1 + i - g.ranks;
     if (!isPort<Path>(g, peer)) continue;
+    PortChannelDevice channel(channelTo(g, kind, peer));  // its load runs beside the counting
     const PortRange range = isMaskedForWarp<Path>(g, peer) ? PortRange{} : rangeOf(peer);
     if (laneId() != 0) continue;
-    PortChannelDevice channel(channelTo(g, kind, peer));
     if (range.bytes == 0) {
       channel.signal(pushControl(g));
     } else {
