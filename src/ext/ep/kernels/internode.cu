@@ -8,9 +8,8 @@
 namespace mscclpp::ep::MSCCLPP_PLATFORM_NS {
 namespace {
 
-constexpr int kWatchWarps = 1;
-constexpr int kRailDispatchThreads = (kSendWarps + kForwardWarps + kWatchWarps) * 32;
-constexpr int kRailCombineThreads = (kCombineWarps + kWatchWarps) * 32;
+constexpr int kRailDispatchThreads = kDispatchWarps * 32;
+constexpr int kRailCombineThreads = kCombineWarps * 32;
 constexpr int kRailStageThreads = 256;
 LaunchShape shapeOf(int blocks, int threads, std::size_t shared) {
   return {static_cast<unsigned>(blocks), static_cast<unsigned>(threads), shared};

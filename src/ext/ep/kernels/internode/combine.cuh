@@ -251,10 +251,9 @@ __device__ inline void railCombineRoles(const RailCombineArgs& a, const RailComb
   const RailArgs& rails = a.rails;
   const int warp = static_cast<int>(warpId()), grid = static_cast<int>(gridSize()),
             block = static_cast<int>(blockIndex()), lanes = rails.plan.lanes;
-  if (warp == kCombineWarps) {
+  if (warp == kSumWarps && block == 0) {
     const RailCounters counters = railCounters(rails);
-    if (block != 0) return;
-    RailWatch{g, rails}.run(static_cast<std::uint32_t>(kCombineWarps * grid),
+    RailWatch{g, rails}.run(static_cast<std::uint32_t>(kCombineWarps * grid - 1),
                             WatchedWords{rails.out, rails.outs, counters.combineTail(0), lanes},
                             WatchedWords{rails.in, rails.ins, counters.combineCredit(0), lanes});
     return;

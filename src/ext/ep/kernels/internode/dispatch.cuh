@@ -7,6 +7,8 @@
 /// alone, so that every sender's slots come free; a sender may.
 namespace mscclpp::ep::MSCCLPP_PLATFORM_NS {
 
+inline constexpr int kDispatchWarps = kSendWarps + kForwardWarps;
+
 /// A block's shared memory: RailShared, targets [members of the own node], then what rows are moved
 /// with.
 struct RailDispatchView {
@@ -16,9 +18,7 @@ struct RailDispatchView {
   constexpr std::size_t targetsBytes() const {
     return static_cast<std::size_t>(members) * sizeof(RecvTarget);
   }
-  constexpr PipeLayout pipes() const {
-    return {targetsAt() + targetsBytes(), kSendWarps + kForwardWarps, 1};
-  }
+  constexpr PipeLayout pipes() const { return {targetsAt() + targetsBytes(), kDispatchWarps, 1}; }
   __device__ RecvTarget* targets() const {
     return reinterpret_cast<RecvTarget*>(sharedBytes(targetsAt(), targetsBytes()));
   }
@@ -152,7 +152,7 @@ __device__ inline void tellWindows(const RailDispatchArgs& a, const RecvTarget* 
   }
 }
 
-/// One warp per grid looks at the words, the others move rows.
+/// The first forwarding warp looks at the words, the others move rows.
 __device__ inline void railDispatchRoles(const RailDispatchArgs& a, const RailDispatchView& v,
                                          std::uint32_t epoch, std::uint64_t launch) {
   const GroupArgs& g = a.dispatch.group;
@@ -161,11 +161,10 @@ __device__ inline void railDispatchRoles(const RailDispatchArgs& a, const RailDi
   const RailArgs& rails = a.rails;
   const int warp = static_cast<int>(warpId()), grid = static_cast<int>(gridSize()),
             block = static_cast<int>(blockIndex()), lanes = rails.plan.lanes;
-  constexpr int kWarps = kSendWarps + kForwardWarps;
-  if (warp == kWarps) {
+  if (warp == kSendWarps && block == 0) {
     const RailCounters counters = railCounters(rails);
-    if (block != 0) return;
-    RailWatch{g, rails}.run(static_cast<std::uint32_t>(kWarps * grid),
+    tellWindows(a, targets, nodeSize(rails, rails.node));
+    RailWatch{g, rails}.run(static_cast<std::uint32_t>(kDispatchWarps * grid - 1),
                             WatchedWords{rails.out, rails.outs, RailCounters::windows(), 1},
                             WatchedWords{rails.out, rails.outs, counters.dispatchCredit(0), lanes},
                             WatchedWords{rails.in, rails.ins, counters.dispatchTail(0), lanes});
@@ -175,9 +174,8 @@ __device__ inline void railDispatchRoles(const RailDispatchArgs& a, const RailDi
       RowPipe::of(g, v.pipes(), warp, d.rowBytes, a.partBytes, d.bulk && d.rowBytes % 16 == 0);
   OwnRows own{a, targets, pipe};
   if (warp >= kSendWarps) {
-    if (block == 0 && warp == kSendWarps) tellWindows(a, targets, nodeSize(rails, rails.node));
-    const RailItems items{rails.ins, lanes, (warp - kSendWarps) * grid + block,
-                          kForwardWarps * grid};
+    const int worker = (warp - kSendWarps) * grid + block - 1;  // number 0 is the watch
+    const RailItems items{rails.ins, lanes, worker, kForwardWarps * grid - 1};
     RailForwarder{a, targets, pipe, own, epoch, launch, items}.run();
   } else {
     const RailItems items{rails.outs, lanes, warp * grid + block, kSendWarps * grid};

@@ -18,7 +18,7 @@ inline constexpr int kRailUnroll = 8;  ///< 16-byte pieces of a part that a lane
 #else
 inline constexpr int kRailLanes = 2;
 inline constexpr std::uint64_t kRailPutBytes = 1 << 10;
-inline constexpr int kSendWarps = 1, kForwardWarps = 1;
+inline constexpr int kSendWarps = 1, kForwardWarps = 2;  ///< one forwards even if it is alone
 inline constexpr int kSumWarps = 1, kHomeWarps = 2;
 inline constexpr int kRailUnroll = 2;
 #endif

@@ -143,12 +143,10 @@ struct RowPipe {
     const bool isCopy = static_cast<int>(laneId()) >= n || jobs[laneId()].terms == 1;
     if (!bulk) {
       for (int j = 0; j < n; ++j) copyWords(jobs[j].to, jobs.term(j, 0));
-    } else if (all(isCopy)) {
-      if (laneId() == 0) copyRows(n);
-      stage = shuffle(stage, 0);
-      phase = shuffle(phase, 0);
     } else {
-      addRows(n);
+      const Place end = all(isCopy) ? copyAll(*this, n) : addAll(*this, n);
+      stage = shuffle(end.stage, 0);
+      phase = shuffle(end.phase, 0);
     }
     syncWarp();  // the jobs may be written again
   }
@@ -156,6 +154,19 @@ struct RowPipe {
   __device__ static void drain() { bulkWait<0>(); }
 
  private:
+  struct Place {
+    int stage;
+    unsigned phase;
+  };
+  // On a copy of the ring, whose members then stay in registers.
+  __device__ MSCCLPP_NOINLINE static Place copyAll(RowPipe pipe, int n) {
+    if (laneId() == 0) pipe.copyRows(n);
+    return {pipe.stage, pipe.phase};
+  }
+  __device__ __forceinline__ static Place addAll(RowPipe pipe, int n) {
+    pipe.addRows(n);
+    return {pipe.stage, pipe.phase};
+  }
   __device__ std::uint32_t partOf(std::uint32_t left) const {
     return left < partBytes ? left : partBytes;
   }
@@ -174,7 +185,7 @@ struct RowPipe {
   }
 
   /// Lane 0: rows go from the stages as they came.
-  __device__ void copyRows(int n) {
+  __device__ __forceinline__ void copyRows(int n) {
     fenceProxyAsyncGlobal();  // what was waited for was seen by the generic proxy
     const char* from = nullptr;
     char* to = nullptr;
@@ -233,7 +244,7 @@ struct RowPipe {
     }
   }
   /// All lanes: adds up each job's terms, part by part.
-  __device__ void addRows(int n) {
+  __device__ __forceinline__ void addRows(int n) {
     LoadCursor cursor{.stage = stage};
     if (laneId() == 0) {
       fenceProxyAsyncGlobal();  // as above
