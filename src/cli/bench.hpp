@@ -6,6 +6,7 @@
 #include <vector>
 
 #include <mscclpp/platform.hpp>
+#include <mscclpp/topology.hpp>
 
 #include "ranks.hpp"
 
@@ -26,6 +27,7 @@ const char* nameOf(BenchCase which);
 struct BenchOptions {
   Platform platform = Platform::cpu;
   int ranks = 2;
+  TopologyOptions topology;
   int tokens = 4096;  ///< per rank
   int hidden = 7168;
   int topk = 8;
@@ -58,11 +60,16 @@ struct BenchLine {
   double bytes = 0;   ///< received per rank and call, mean over the ranks
   double remote = 0;  ///< share of them that comes from other ranks
   Timing call;
-  Timing copy;  ///< the roofline; not measured when rows are too large for its ring
+  /// The roofline: plain copies, not measured when rows are too large for its ring. Between nodes
+  /// the bare transport, for networkBytes.
+  Timing copy;
+  double networkBytes = 0;  ///< sent to other nodes by this rank
 };
 
 struct BenchReport {
   std::string device;
+  int nodes = 1;
+  std::string transport;  ///< between them
   double meanRows = 0;
   std::vector<BenchLine> lines;
 };

@@ -7,6 +7,7 @@
 #include "bench.hpp"
 #include "commands.hpp"
 #include "device_memory.hpp"
+#include "node_options.hpp"
 #include "number_options.hpp"
 
 namespace mscclpp::ep::cli {
@@ -30,6 +31,7 @@ Defaults defaultsOf(Platform platform) {
 struct BenchArguments {
   BenchOptions bench;
   RankOptions ranks;
+  NodeOptions nodes;
   std::string platform;
   std::optional<int> rankCount, tokens, hidden, topk, experts, warmup, iterations;
   std::vector<std::string> cases;
@@ -71,6 +73,7 @@ int runBench(BenchArguments arguments) {
   deviceOfRank(bench.platform, 0);  // complain once, not on every rank
   applyDefaults(arguments);
   checkShape(bench);
+  bench.topology = topologyOf(arguments.nodes, bench.ranks);
   arguments.ranks.ranks = bench.ranks;
   bench.processes = arguments.ranks.processes;
   return runRanks(arguments.ranks,
@@ -84,10 +87,13 @@ void addBench(CLI::App& app, const std::vector<std::string>& arguments, Action& 
   args->ranks.arguments = arguments;
   BenchOptions& bench = args->bench;
   CLI::App* command = app.add_subcommand(
-      "bench", "Times dispatch and combine against a plain copy of the same rows, and checks them");
+      "bench",
+      "Times dispatch and combine against a plain copy of the same rows, between nodes against the "
+      "bare transport, and checks them");
   const NumberOptions number(*command);
   number("--ranks", args->rankCount, 1, kMaxRanks,
          "Number of ranks; default: one per GPU, 4 on cpu");
+  addNodeOptions(*command, args->nodes);
   number("--tokens", args->tokens, 1, kMaxTokens, "Tokens per rank; default 4096, on cpu 64");
   number("--hidden", args->hidden, 8, kMaxHidden,
          "Values per token, a multiple of 8; default 7168, on cpu 1024");

@@ -122,22 +122,39 @@ std::vector<char> BenchData::output(RowKind kind) const {
   return rows;
 }
 
-std::vector<char> BenchData::combined(RowKind kind) const {
+std::vector<char> BenchData::combined(RowKind kind, const Topology& topology) const {
   const auto hidden = static_cast<std::size_t>(options_.hidden);
   std::vector<char> rows(static_cast<std::size_t>(options_.tokens) * hidden * 2);
   std::vector<std::uint16_t> one(hidden);
   std::vector<float> sum(hidden);
-  for (int t = 0; t < options_.tokens; ++t) {
-    bool first = true;
-    for (const int r : routing_.targets(rank_, t)) {
-      fill(kind, outputKey(r, rank_, t), reinterpret_cast<char*>(one.data()), hidden * 2);
+  const auto addNode = [&](int token, int node, bool first) {
+    std::vector<float> part(hidden);
+    bool any = false;
+    for (const int r : routing_.targets(rank_, token)) {
+      if (topology.nodeOf(r) != node) continue;
+      fill(kind, outputKey(r, rank_, token), reinterpret_cast<char*>(one.data()), hidden * 2);
       for (std::size_t c = 0; c < hidden; ++c) {
         const float value = device::bf16ToFloat(one[c]);
-        sum[c] = first ? value : sum[c] + value;
+        part[c] = any ? part[c] + value : value;
       }
-      first = false;
+      any = true;
     }
-    for (std::size_t c = 0; c < hidden; ++c) one[c] = device::floatToBf16(sum[c]);
+    for (std::size_t c = 0; any && c < hidden; ++c) {
+      const bool crosses = node != topology.nodeOf(rank_);
+      const float value = crosses ? device::bf16ToFloat(device::floatToBf16(part[c])) : part[c];
+      sum[c] = first ? value : sum[c] + value;
+    }
+    return any;
+  };
+  // The own node's rows, then other nodes' sums, each rounded once for the way.
+  std::vector<int> nodes{topology.nodeOf(rank_)};
+  for (int node = 0; node < topology.nodes(); ++node) {
+    if (node != nodes[0]) nodes.push_back(node);
+  }
+  for (int t = 0; t < options_.tokens; ++t) {
+    bool first = true;
+    for (const int node : nodes) first = !addNode(t, node, first) && first;
+    for (std::size_t c = 0; c < hidden; ++c) one[c] = device::floatToBf16(first ? 0.0f : sum[c]);
     std::memcpy(rows.data() + static_cast<std::size_t>(t) * hidden * 2, one.data(), hidden * 2);
   }
   if (options_.plantError && !rows.empty()) rows[rows.size() / 2] ^= 1;

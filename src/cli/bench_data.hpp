@@ -56,7 +56,7 @@ class BenchData {
   /// Experts' output of this rank: bf16 [rows, hidden], different on every rank.
   std::vector<char> output(RowKind kind) const;
   /// What combine makes of all ranks' output(): bf16 [tokens, hidden].
-  std::vector<char> combined(RowKind kind) const;
+  std::vector<char> combined(RowKind kind, const Topology& topology) const;
 
  private:
   void fill(RowKind kind, std::uint64_t key, char* row, std::size_t bytes) const;

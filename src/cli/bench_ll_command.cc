@@ -8,6 +8,7 @@
 #include "commands.hpp"
 #include "device_memory.hpp"
 #include "ext/ep/plan/low_latency_plan.hpp"
+#include "node_options.hpp"
 #include "number_options.hpp"
 
 namespace mscclpp::ep::cli {
@@ -18,8 +19,9 @@ constexpr int kMaxRanks = 64, kMaxCalls = 100000;
 struct Arguments {
   LowLatencyBenchOptions bench;
   RankOptions ranks;
-  std::string platform, transport;
-  std::optional<int> nodes, rankCount, hidden, topk, experts, calls, iterations;
+  NodeOptions nodes;
+  std::string platform;
+  std::optional<int> rankCount, hidden, topk, experts, calls, iterations;
 };
 
 int run(Arguments arguments) {
@@ -38,17 +40,7 @@ int run(Arguments arguments) {
     bench.tokens = cuda ? std::vector<int>{128, 32, 8, 1} : std::vector<int>{16, 1};
   }
   checkHidden(bench.hidden);
-  if (arguments.nodes) {
-    const int perNode = (bench.ranks + *arguments.nodes - 1) / *arguments.nodes;
-    if ((bench.ranks + perNode - 1) / perNode != *arguments.nodes) {
-      throw CLI::ValidationError(
-          "--nodes", fmt::format("{} ranks (--ranks) cannot make {} nodes of equal size, but for "
-                                 "the last, which may be smaller",
-                                 bench.ranks, *arguments.nodes));
-    }
-    bench.topology.ranksPerNode = perNode;
-  }
-  if (!arguments.transport.empty()) bench.topology.transport = parseTransport(arguments.transport);
+  bench.topology = topologyOf(arguments.nodes, bench.ranks);
   checkTopk(bench.topk, bench.experts);
   arguments.ranks.ranks = bench.ranks;
   bench.processes = arguments.ranks.processes;
@@ -68,16 +60,7 @@ void addLowLatencyBench(CLI::App& app, const std::vector<std::string>& arguments
   const NumberOptions number(*command);
   number("--ranks", args->rankCount, 1, kMaxRanks,
          "Number of ranks; default: one per GPU, 2 on cpu");
-  number(
-      "--nodes", args->nodes, 1, kMaxRanks,
-      "Nodes that the ranks play on this host: between them, proxies carry the data; default: 1, "
-      "or as MSCCLPP_EP_RANKS_PER_NODE says");
-  command
-      ->add_option("--transport", args->transport,
-                   "What carries the data between nodes: shm (cpu), cuda_ipc (cuda), tcp or verbs; "
-                   "default: MSCCLPP_EP_TRANSPORT, else the fastest there is")
-      ->check(CLI::IsMember({"shm", "cuda_ipc", "tcp", "verbs"}).description(""))
-      ->type_name("NAME");
+  addNodeOptions(*command, args->nodes);
   command
       ->add_option("--tokens", bench.tokens,
                    "Tokens per rank, a list; default 128,32,8,1, on cpu 16,1")

@@ -7,6 +7,7 @@
 #include <mscclpp/errors.hpp>
 #include <mscclpp/format.hpp>
 
+#include "bench_transport.hpp"
 #include "exit_code.hpp"
 
 namespace mscclpp::ep::cli {
@@ -51,6 +52,7 @@ void BenchRank::makeBuffer() {
   BufferOptions options;
   options.platform = options_.platform;
   options.deviceIndex = device_.device().index();
+  options.topology = options_.topology;
   options.stagingBytes = std::max(received, staged) + kPadding;
   options.numNvlBytes = options.stagingBytes + 2 * received + rows * hidden * 2 + kPadding;
   options.maxExpertsPerRank = options_.experts / options_.ranks;
@@ -128,8 +130,8 @@ BenchRank::Case BenchRank::makeCombineCase(RowKind kind, bool inPool) const {
   check(buffer_->inPool(out.x) == inPool, ErrorCode::internal,
         "the benchmark's pool is too small for {}", out.x.describe());
   device_.write(out.x, data_.output(kind).data());
-  out.expected =
-      device_.upload(DType::bf16, {options_.tokens, options_.hidden}, data_.combined(kind).data());
+  out.expected = device_.upload(DType::bf16, {options_.tokens, options_.hidden},
+                                data_.combined(kind, buffer_->topology()).data());
   return out;
 }
 
@@ -226,6 +228,18 @@ Timing BenchRank::roofline(BenchCase which, const Case& data, int blocks) {
   return timing;
 }
 
+/// Measured once per size of rows: no blocks take part.
+Timing BenchRank::transport(std::size_t rowBytes, BenchLine& line) {
+  auto& known = transports_[rowBytes];
+  if (!known.first.measured) {
+    TransportRoofline bare(options_, context_, device_, routing_, buffer_->topology(), rowBytes);
+    known = {bare.measure(), bare.bytes()};
+    context_.bootstrap->barrier();  // nobody goes while others may need its help
+  }
+  line.networkBytes = known.second;
+  return known.first;
+}
+
 BenchLine BenchRank::measure(BenchCase which, const Case& data, int blocks) {
   const auto step = [&](const char* what) {
     progress_.step(fmt::format("{}, {} blocks: {}", nameOf(which), blocks, what));
@@ -233,10 +247,12 @@ BenchLine BenchRank::measure(BenchCase which, const Case& data, int blocks) {
   BenchLine line;
   line.which = which;
   line.blocks = blocks;
-  step("plain copy");
+  const bool nodes = buffer_->topology().nodes() > 1;
+  step(nodes ? "bare transport" : "plain copy");
   // Other nodes' memory is not mapped: no kernel could copy there.
-  const bool copyable = buffer_->topology().nodes() == 1;
-  if (which != BenchCase::layout && copyable) line.copy = roofline(which, data, blocks);
+  if (which != BenchCase::layout) {
+    line.copy = nodes ? transport(data.rowBytes, line) : roofline(which, data, blocks);
+  }
   step("timing");
   poison(data);
   line.call = loop_->run([&] { return call(which, data, blocks); });
@@ -266,6 +282,8 @@ BenchReport BenchRank::run() {
   makeHandle();
   BenchReport report;
   report.device = device_.device().describe();
+  report.nodes = buffer_->topology().nodes();
+  if (report.nodes > 1) report.transport = toString(buffer_->topology().transport().value());
   for (int r = 0; r < options_.ranks; ++r) {
     report.meanRows += static_cast<double>(routing_.rowCount(r)) / options_.ranks;
   }

@@ -44,6 +44,7 @@ class BenchRank {
   BenchLine measure(BenchCase which, const Case& data, int blocks);
   CopyRoofline& copyOf(std::size_t rowBytes);
   Timing roofline(BenchCase which, const Case& data, int blocks);
+  Timing transport(std::size_t rowBytes, BenchLine& line);
 
   const BenchOptions& options_;
   const RankContext& context_;
@@ -56,6 +57,8 @@ class BenchRank {
   /// A roofline by its row size; what it measured by (row size, pull, blocks).
   std::map<std::size_t, std::unique_ptr<CopyRoofline>> copies_;
   std::map<std::tuple<std::size_t, bool, int>, Timing> copyTimes_;
+  /// What the transport between nodes did by itself, and bytes, by row size.
+  std::map<std::size_t, std::pair<Timing, double>> transports_;
   StreamOrder order_;
   Tensor topkIdx_, topkWeights_, expectedCounts_;
   LayoutResult layout_;

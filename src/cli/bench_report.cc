@@ -54,8 +54,9 @@ std::vector<std::string> cellsOf(const BenchLine& line) {
     cells.insert(cells.end(), 3, "-");
     return cells;
   }
+  const double copied = line.networkBytes > 0 ? line.networkBytes : line.bytes;
   cells.push_back(microseconds(line.copy.median, line.copy.correct));
-  cells.push_back(bytes ? rate(gigabytesPerSecond(line.bytes, line.copy.median)) : "-");
+  cells.push_back(bytes ? rate(gigabytesPerSecond(copied, line.copy.median)) : "-");
   cells.push_back(fmt::format("{:.2f}", call.median / line.copy.median));
   return cells;
 }
@@ -104,10 +105,16 @@ std::string formatBench(const BenchOptions& options, const BenchReport& report) 
       if (line.bytes > 0) {
         out += fmt::format(": {} per rank and call, {:.0f} % from other ranks",
                            megabytes(line.bytes), line.remote * 100);
+        if (line.networkBytes > 0) {
+          out += fmt::format("; {} from rank 0 to other nodes", megabytes(line.networkBytes));
+        }
       }
       out += "\n";
-      table.emplace(std::vector<std::string>{"blocks", "us", "min", "max", "GB/s", "host us",
-                                             "loop us", "plain copy us", "GB/s", "us / copy us"});
+      const bool nodes = report.nodes > 1;
+      table.emplace(
+          std::vector<std::string>{"blocks", "us", "min", "max", "GB/s", "host us", "loop us",
+                                   nodes ? "bare " + report.transport + " us" : "plain copy us",
+                                   "GB/s", nodes ? "us / bare us" : "us / copy us"});
     }
     table->add(cellsOf(line));
   }
@@ -132,6 +139,8 @@ std::string benchJson(const BenchOptions& options, const BenchReport& report) {
   root["warmup"] = options.warmup;
   root["iterations"] = options.iterations;
   root["flush"] = options.flush;
+  root["nodes"] = report.nodes;
+  if (report.nodes > 1) root["transport"] = report.transport;
   root["mean_rows"] = report.meanRows;
   root["results"] = nlohmann::json::array();
   for (const BenchLine& line : report.lines) {
@@ -143,7 +152,10 @@ std::string benchJson(const BenchOptions& options, const BenchReport& report) {
     if (line.bytes > 0) one["gbps"] = rounded(gigabytesPerSecond(line.bytes, line.call.median));
     if (line.copy.measured) {
       one["copy"] = jsonOf(line.copy);
-      one["copy"]["gbps"] = rounded(gigabytesPerSecond(line.bytes, line.copy.median));
+      const bool nodes = line.networkBytes > 0;
+      const double copied = nodes ? line.networkBytes : line.bytes;
+      if (nodes) one["network_bytes"] = line.networkBytes;
+      one["copy"]["gbps"] = rounded(gigabytesPerSecond(copied, line.copy.median));
       one["ratio"] = rounded(line.call.median / line.copy.median);
     }
     root["results"].push_back(std::move(one));

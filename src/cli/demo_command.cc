@@ -8,6 +8,7 @@
 #include "default_text.hpp"
 #include "demo.hpp"
 #include "device_memory.hpp"
+#include "node_options.hpp"
 #include "number_options.hpp"
 
 namespace mscclpp::ep::cli {
@@ -42,13 +43,7 @@ int runDemo(DemoArguments arguments) {
   ModelShape& shape = arguments.demo.shape;
   checkHidden(shape.hidden);
   checkExpertsPerRank(shape.experts, shape.ranks);
-  if (shape.nodes > shape.ranks ||
-      (shape.ranks + shape.ranksPerNode() - 1) / shape.ranksPerNode() != shape.nodes) {
-    throw CLI::ValidationError(
-        "--nodes", fmt::format("{} ranks (--ranks) cannot make {} nodes of equal size, but for the "
-                               "last, which may be smaller",
-                               shape.ranks, shape.nodes));
-  }
+  ranksPerNode(shape.ranks, shape.nodes);  // complains
   if (!arguments.transport.empty()) arguments.demo.transport = parseTransport(arguments.transport);
   checkTopk(shape.topk, shape.experts);
   if (arguments.demo.plantErrorRank >= shape.ranks) {
@@ -84,12 +79,7 @@ void addDemo(CLI::App& app, const std::vector<std::string>& arguments, Action& a
   number("--ranks", shape.ranks, 1, kMaxRanks, "Number of ranks");
   number("--nodes", shape.nodes, 1, kMaxRanks,
          "Nodes that the ranks play on this host: between them, proxies carry the data");
-  command
-      ->add_option("--transport", args->transport,
-                   "What carries the data between nodes: shm (cpu), cuda_ipc (cuda), tcp or verbs; "
-                   "default: MSCCLPP_EP_TRANSPORT, else the fastest there is")
-      ->check(CLI::IsMember({"shm", "cuda_ipc", "tcp", "verbs"}).description(""))
-      ->type_name("NAME");
+  addTransportOption(*command, args->transport);
   number("--tokens", shape.tokens, 0, kMaxTokens,
          "Tokens per rank and iteration; a token is a byte of the text");
   number("--hidden", shape.hidden, 8, kMaxHidden, "Values per token, a multiple of 8");

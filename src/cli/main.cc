@@ -39,7 +39,8 @@ int run(int argc, char** argv) {
   addInfo(app, action);
   try {
     app.parse(argc, argv);
-    if (!action) throw CLI::RequiredError("A subcommand (demo, bench, bench-ll or info)");
+    if (!action)
+      throw CLI::RequiredError("A subcommand (demo, bench, bench-ll, traffic-ll or info)");
     return action();
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? kSuccess : kBadUsage;

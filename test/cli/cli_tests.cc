@@ -140,7 +140,7 @@ TEST(BadOptions, AreRefusedWithWhatIsAllowed) {
   const TemporaryFile empty;
   const std::string emptyText = fmt::format("demo --text '{}'", empty.path());
   const BadCase cases[] = {
-      {"", "demo, bench, bench-ll or info"},
+      {"", "demo, bench, bench-ll, traffic-ll or info"},
       {"dance", "dance"},
       {"demo --ranks 0", "1 (to|-) 64"},
       {"demo --ranks two", "two"},
@@ -307,6 +307,35 @@ TEST(Bench, ProcessesAndFlush) {
           kBenchEnvironment);
   EXPECT_EQ(ran.code, 0) << ran.output;
   EXPECT_THAT(ran.output, HasSubstr("OK: every timed result was checked"));
+}
+
+/// A third node is smaller; sums of a node's rows are rounded on their way.
+TEST(Bench, BetweenNodes) {
+  const TemporaryFile file;
+  const Ran ran = run(fmt::format("bench --platform cpu --ranks 5 --nodes 3 --transport tcp "
+                                  "--tokens 40 --hidden 64 --topk 4 --experts 10 --blocks 2 "
+                                  "--warmup 0 --iterations 2 --cases dispatch-fp8,combine-plain "
+                                  "--json '{}'",
+                                  file.path()),
+                      kBenchEnvironment);
+  ASSERT_EQ(ran.code, 0) << ran.output;
+  EXPECT_THAT(ran.output, HasSubstr("bare tcp us"));
+  std::ifstream stream(file.path());
+  const nlohmann::json root = nlohmann::json::parse(stream);
+  EXPECT_EQ(root["nodes"], 3);
+  EXPECT_EQ(root["transport"], "tcp");
+  ASSERT_EQ(root["results"].size(), 2u);
+  for (const auto& result : root["results"]) {
+    SCOPED_TRACE(result.dump());
+    EXPECT_TRUE(result["copy"]["correct"].get<bool>());
+    // Rows of rank 0 to two other nodes: at most all its tokens to each.
+    const double rowBytes = result["case"] == "dispatch-fp8" ? 64 + 4 : 128;
+    EXPECT_GT(result["network_bytes"].get<double>(), 40 * rowBytes);
+    EXPECT_LE(result["network_bytes"].get<double>(), 2 * 40 * rowBytes);
+  }
+  const Ran odd = run("bench --platform cpu --ranks 4 --nodes 3");
+  EXPECT_EQ(odd.code, 2);
+  EXPECT_THAT(odd.output, HasSubstr("4 ranks (--ranks) cannot make 3 nodes"));
 }
 
 /// Every result that is compared with a wrong byte is marked; none is compared with itself.
