@@ -10,7 +10,11 @@ namespace {
 
 constexpr int kRailDispatchThreads = kDispatchWarps * 32;
 constexpr int kRailCombineThreads = kCombineWarps * 32;
-constexpr int kRailStageThreads = 256;
+#if MSCCLPP_PLATFORM_CUDA
+constexpr int kRailStageThreads = 1024;
+#else
+constexpr int kRailStageThreads = 64;
+#endif
 LaunchShape shapeOf(int blocks, int threads, std::size_t shared) {
   return {static_cast<unsigned>(blocks), static_cast<unsigned>(threads), shared};
 }

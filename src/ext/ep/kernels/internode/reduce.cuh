@@ -48,6 +48,25 @@ __device__ inline const float* weightsOf(const CombineArgs& c, const NodeSource&
   return staged + (row - source.begin[home]) * c.topk;
 }
 
+/// A thread's share of a copy: pieces of 16 bytes from `first` on, several loads under way.
+__device__ inline void copyPieces(char* to, const char* from, std::size_t pieces, std::size_t first,
+                                  std::size_t stride) {
+  constexpr int kAtOnce = 4;
+  for (std::size_t i = first; i < pieces; i += kAtOnce * stride) {
+    Vec16 piece[kAtOnce];
+#pragma unroll
+    for (int u = 0; u < kAtOnce; ++u) {
+      const std::size_t at = i + static_cast<std::size_t>(u) * stride;
+      if (at < pieces) piece[u] = loadStreaming16(from + at * 16);
+    }
+#pragma unroll
+    for (int u = 0; u < kAtOnce; ++u) {
+      const std::size_t at = i + static_cast<std::size_t>(u) * stride;
+      if (at < pieces) store16(to + at * 16, piece[u]);
+    }
+  }
+}
+
 /// stage: copies what other ranks' sums need of this rank into its staging area. Runs before
 /// combine in the same stream; combine's entry packet makes it visible.
 __device__ inline void stageForRails(const RailCombineArgs& a) {
@@ -65,9 +84,7 @@ __device__ inline void stageForRails(const RailCombineArgs& a) {
     if (c.staged) {
       const char* from = c.y + static_cast<std::size_t>(range.begin) * c.rowBytes;
       char* to = staging + c.staging.rows(static_cast<std::uint64_t>(d));
-      for (std::size_t i = first; i < rows * c.rowBytes / 16; i += stride) {
-        store16(to + i * 16, load16(from + i * 16));
-      }
+      copyPieces(to, from, rows * c.rowBytes / 16, first, stride);
     }
     const auto weights = rows * static_cast<std::size_t>(c.weights ? c.topk : 0);
     const float* from = c.weights + static_cast<std::size_t>(range.begin) * c.topk;
