@@ -84,7 +84,7 @@ __device__ inline std::uint64_t awaitRailWord(const GroupArgs& g, const std::uin
 
 /// Slots that go together: enough bytes to make a proxy's work of a put small beside its copy, and
 /// at most half a ring, so that one half is filled while the other is under way. A put may have up
-/// to 31 more, since tokens are worked on 32 at a time.
+/// to 31 more where the ring is large, since tokens are worked on 32 at a time.
 __device__ __forceinline__ std::uint64_t slotsPerPut(std::uint64_t slotBytes, std::uint64_t slots) {
   const std::uint64_t most = slots / 2, enough = kRailPutBytes / slotBytes;
   const std::uint64_t n = enough < most ? enough : most;
@@ -112,8 +112,9 @@ struct SendRing {
   __device__ void pass() {
     if (filled - sent >= chunk) flush(slotBytes);
   }
-  /// Free slots that lie together, up to `most`. In a full ring waits for as many as make a put:
-  /// one at a time would be put one at a time from then on. 0: they did not come free in time.
+  /// Free slots that lie together, up to `most` and half a ring per put. In a full ring waits for
+  /// as many as make a put: one at a time would be put one at a time from then on. 0: they did not
+  /// come free in time.
   __device__ int open(int most) {
     if (filled - emptied >= slots) {
       flush(slotBytes);
@@ -133,7 +134,10 @@ struct SendRing {
       if (!shuffle(came, 0)) return 0;
     }
     const std::uint64_t free = slots - (filled - emptied), straight = slots - filled % slots;
-    const std::uint64_t n = free < straight ? free : straight;
+    const std::uint64_t waiting = filled - sent, half = slots / 2;
+    const std::uint64_t run = half > waiting ? half - waiting : 1;
+    std::uint64_t n = free < straight ? free : straight;
+    if (n > run) n = run;
     return n < static_cast<std::uint64_t>(most) ? static_cast<int>(n) : most;
   }
   /// The i-th of the slots that are open.
