@@ -1,7 +1,5 @@
 #include "group.hpp"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -11,6 +9,7 @@
 #include <mscclpp/env.hpp>
 #include <mscclpp/errors.hpp>
 
+#include "common_options.hpp"
 #include "platform_kernels.hpp"
 
 namespace mscclpp::ep {
@@ -20,34 +19,8 @@ namespace {
 constexpr int kMostCpuBlocks = 4;
 /// Left free for proxies' copies between ranks that share a GPU.
 constexpr int kCopyMultiprocessors = 12;
-/// Communication, reclaiming, and the caller's own.
-constexpr int kStreamsPerRank = 3;
 /// Looking for a failed device costs more than a poll.
 constexpr unsigned kPollsPerErrorCheck = 1024;
-/// Changes whenever ranks of two builds could not understand each other.
-constexpr std::uint64_t kProtocolVersion = 2;
-
-/// What every rank must have in common, compared at creation.
-struct CommonOptions {
-  std::uint64_t version, platform, numNvlBytes, numRdmaBytes, lowLatencyMode, stagingBytes,
-      maxExpertsPerRank, firstEpoch;
-  std::uint64_t process;  ///< not compared: tells threads that share a device from processes
-  char deviceId[64];
-};
-struct CommonField {
-  const char* name;
-  std::uint64_t CommonOptions::*value;
-};
-constexpr CommonField kCommonFields[] = {
-    {"library protocol version", &CommonOptions::version},
-    {"platform (0 = cpu, 1 = cuda)", &CommonOptions::platform},
-    {"num_nvl_bytes", &CommonOptions::numNvlBytes},
-    {"num_rdma_bytes", &CommonOptions::numRdmaBytes},
-    {"low_latency_mode", &CommonOptions::lowLatencyMode},
-    {"staging_bytes", &CommonOptions::stagingBytes},
-    {"max_experts_per_rank", &CommonOptions::maxExpertsPerRank},
-    {"first_epoch", &CommonOptions::firstEpoch},
-};
 
 /// Bytes for the rings between nodes.
 std::size_t railBudget(const BufferOptions& options) {
@@ -119,7 +92,7 @@ Group::Group(std::shared_ptr<Bootstrap> bootstrap, const BufferOptions& options)
       lowLatencyPlan_{bootstrap_->size(), plan_.lowLatencyBytes},
       lowLatencyKernels_(&lowLatencyKernelsOf(options.platform)),
       id_(nextGroupId()) {
-  compareOptions();
+  sharers_ = compareOptions(*bootstrap_, options_, plan_.stagingBytes, *device_);
   comm_ = device_->createStream(true, rank());
   reclaim_ = device_->createStream(false, rank());
   heap_ = device_->allocateExportable(plan_.total());
@@ -140,52 +113,6 @@ Group::~Group() {
     if (comm_) comm_.synchronize();
   });
   runNoThrow("~Group", [&] { pool_.drain(); });
-}
-
-void Group::compareOptions() {
-  std::vector<CommonOptions> all(static_cast<std::size_t>(ranks()));
-  CommonOptions& mine = all[static_cast<std::size_t>(rank())];
-  mine = {kProtocolVersion,
-          options_.platform == Platform::cuda ? 1u : 0u,
-          options_.numNvlBytes,
-          options_.numRdmaBytes,
-          options_.lowLatencyMode ? 1u : 0u,
-          plan_.stagingBytes,
-          static_cast<std::uint64_t>(options_.maxExpertsPerRank),
-          options_.firstEpoch,
-          static_cast<std::uint64_t>(::getpid()),
-          {}};
-  const std::string deviceId = device_->id();
-  check(deviceId.size() < sizeof(mine.deviceId), ErrorCode::internal,
-        "device id '{}' is longer than {} bytes", deviceId, sizeof(mine.deviceId) - 1);
-  std::memcpy(mine.deviceId, deviceId.data(), deviceId.size());
-  const CommonOptions own = mine;
-  bootstrap_->allGather(all);
-  for (const CommonField& field : kCommonFields) {
-    for (int r = 0; r < ranks(); ++r) {
-      const std::uint64_t theirs = all[static_cast<std::size_t>(r)].*field.value;
-      check(theirs == all[0].*field.value, ErrorCode::invalidArgument,
-            "Buffer: {} must be equal on all ranks: {} on rank 0, {} on rank {}", field.name,
-            all[0].*field.value, theirs, r);
-    }
-  }
-  const auto onMyDevice = [&](const CommonOptions& o) {
-    return std::memcmp(o.deviceId, own.deviceId, sizeof(own.deviceId)) == 0;
-  };
-  sharers_ = static_cast<int>(std::count_if(all.begin(), all.end(), onMyDevice));
-  check(options_.platform == Platform::cpu || sharers_ <= device_->multiprocessors(),
-        ErrorCode::invalidArgument, "{} ranks share one GPU of {} multiprocessors: no block each",
-        sharers_, device_->multiprocessors());
-  const auto threads = std::count_if(all.begin(), all.end(), [&](const CommonOptions& o) {
-    return onMyDevice(o) && o.process == own.process;
-  });
-  const auto streams = threads * kStreamsPerRank;
-  check(options_.platform == Platform::cpu || threads == 1 || streams <= env().cudaMaxConnections,
-        ErrorCode::invalidState,
-        "{} ranks share {} as threads and need {} streams side by side, but "
-        "CUDA_DEVICE_MAX_CONNECTIONS allows {}: a stream that waits behind another rank's would "
-        "deadlock. Set it to {} or more (at most 32) before the process starts",
-        threads, device_->id(), streams, env().cudaMaxConnections, streams);
 }
 
 void Group::mapPeers() {

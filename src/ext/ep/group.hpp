@@ -104,7 +104,6 @@ class Group : public std::enable_shared_from_this<Group> {
   void close();
 
  private:
-  void compareOptions();
   void mapPeers();
   void initialiseLowLatency();
   /// The caller's stream `owner` and the communication stream, as of now.
