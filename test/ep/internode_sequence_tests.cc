@@ -96,7 +96,9 @@ TEST_P(EpNodeOrder, SomeStageAndOthersDoNot) {
   });
 }
 
-/// Pairs whose routings and counts change every time, without any host wait.
+/// Pairs whose routings and counts change every time, without any host wait. Only ranks that share
+/// a GPU as threads wait now and then: they share its queue of launches, and one that fills it up
+/// keeps the other's proxy from the driver (docs/low_latency.md).
 TEST_P(EpNodeOrder, ChainedPairs) {
   const int pairs = underSanitizer() ? 30 : 200;
   std::vector<std::unique_ptr<World>> worlds;
@@ -115,6 +117,8 @@ TEST_P(EpNodeOrder, ChainedPairs) {
   for (const auto& world : worlds) worst = std::max({worst, world->maxRows(), world->maxTokens()});
   BufferOptions options = nodeOptions(shape_, 1 << 18);
   options.numRdmaBytes = std::size_t{1} << 20;
+  const bool shareGpus =
+      testPlatform() == Platform::cuda && shape_.ranks > Device::count(Platform::cuda);
   runRanks(shape_.ranks, options, [&](RankContext& rank) {
     struct Kept {
       DispatchCase send;
@@ -134,6 +138,7 @@ TEST_P(EpNodeOrder, ChainedPairs) {
       rank.device().copy(now.rows.data, sent.recvX.data, now.rows.bytes(), rank.compute());
       now.combined = combine(rank, world, now.back, sent.handle);
       kept.push_back(std::move(now));
+      if (shareGpus && i % 25 == 24) rank.sync();
     }
     for (std::size_t i = 0; i < kept.size() && !::testing::Test::HasFailure(); ++i) {
       SCOPED_TRACE("pair " + std::to_string(i));

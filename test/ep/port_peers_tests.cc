@@ -3,6 +3,7 @@
 #include <string>
 
 #include "ep/harness.hpp"
+#include "ext/ep/kernels/internode_api.cuh"
 
 namespace mscclpp::ep::testing {
 namespace {
@@ -31,6 +32,16 @@ TEST(EpPortPeers, GroupsSpanNodesAndEnd) {
       });
     }
   }
+}
+
+/// What the kernels keep of nodes and ranks must fit into shared memory; a Buffer is refused else.
+TEST(EpPortPeers, KernelsSayWhatTheyHaveRoomFor) {
+  const InternodeKernels& kernels = cpu::internodeKernels();
+  EXPECT_TRUE(kernels.fits(1, 1));
+  EXPECT_TRUE(kernels.fits(8, 63));
+  EXPECT_TRUE(kernels.fits(1, 500));
+  EXPECT_FALSE(kernels.fits(1, 5000));
+  EXPECT_FALSE(kernels.fits(5000, 1));
 }
 
 TEST(EpPortPeers, UnequalShapesAreRefusedOnEveryRank) {

@@ -92,6 +92,11 @@ Group::Group(std::shared_ptr<Bootstrap> bootstrap, const BufferOptions& options)
       lowLatencyPlan_{bootstrap_->size(), plan_.lowLatencyBytes},
       lowLatencyKernels_(&lowLatencyKernelsOf(options.platform)),
       id_(nextGroupId()) {
+  check(topology_.nodes() == 1 || internodeKernels_->fits(railPlan_.members, topology_.nodes() - 1),
+        ErrorCode::invalidArgument,
+        "{} nodes of up to {} ranks: the kernels between nodes keep words of every node in a "
+        "multiprocessor's shared memory, which has room for some 500 nodes",
+        topology_.nodes(), railPlan_.members);
   sharers_ = compareOptions(*bootstrap_, options_, plan_.stagingBytes, *device_);
   comm_ = device_->createStream(true, rank());
   reclaim_ = device_->createStream(false, rank());

@@ -37,13 +37,17 @@ void launchRailCombine(RailCombineArgs args, int blocks, void* stream) {
       shapeOf(blocks, kRailCombineThreads, pipes.total(args.partBytes)),
       static_cast<NativeStream>(stream), args);
 }
+bool railsFit(int members, int flows) {
+  return RailDispatchView{members}.pipes().fits() && RailCombineView{members, flows}.pipes().fits();
+}
 void prepareRails() {
   prepare<railDispatchKernel, kRailDispatchThreads, RailDispatchArgs>(kSharedBytes);
   prepare<stageForRails, kRailStageThreads, RailCombineArgs>(0);
   prepare<railCombineKernel, kRailCombineThreads, RailCombineArgs>(kSharedBytes);
 }
 
-constexpr InternodeKernels kKernels{prepareRails, [] { return kRailLanes; }, launchRailDispatch,
+constexpr InternodeKernels kKernels{prepareRails,    [] { return kRailLanes; },
+                                    railsFit,        launchRailDispatch,
                                     launchRailStage, launchRailCombine};
 
 }  // namespace

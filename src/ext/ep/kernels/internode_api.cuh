@@ -27,6 +27,8 @@ struct RailCombineArgs {
 struct InternodeKernels {
   void (*prepare)();
   int (*lanes)();
+  /// Whether a block's shared memory holds what is kept of so many ranks per node and flows.
+  bool (*fits)(int members, int flows);
   void (*dispatch)(RailDispatchArgs, int blocks, void* stream);
   /// Not collective. Copies what combine reads of other ranks' tokens into the staging area: rows
   /// unless they lie in the heap, weights if there are any.

@@ -62,6 +62,11 @@ struct PipeLayout {
     return jobsAt(warps) + static_cast<std::size_t>(warp) * kPipeStages * sizeof(Mbarrier);
   }
   constexpr std::size_t stagesAt() const { return alignUp(barriersAt(warps), 128); }
+  /// Whether there is room for stages of a usable size.
+  constexpr bool fits() const {
+    constexpr std::size_t kLeastPart = 512;
+    return stagesAt() + static_cast<std::size_t>(warps) * ringBytes(kLeastPart) <= kSharedBytes;
+  }
   /// A lane holds kRailUnroll pieces of 16 bytes of a part.
   constexpr std::uint32_t part(std::uint32_t rowBytes) const {
     return partBytes(rowBytes, kPipeStages * warps, stagesAt(), kRailUnroll * 512);
