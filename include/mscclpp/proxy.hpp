@@ -42,6 +42,15 @@ struct ProxyStatistics {
   std::string cores;             ///< where it may run: "3" or "0-15"
 };
 
+/// One signal that a kernel pushed, by itself or behind a put; times in nanoseconds of the steady
+/// clock.
+struct SignalTime {
+  int peer;
+  int fifo;              ///< number of the channel's FIFO
+  uint64_t seenNs;       ///< the proxy found the trigger
+  uint64_t submittedNs;  ///< the transport had got what belongs to it
+};
+
 /// Proxy threads and their channels. Set up (addConnection, createChannel) at any time from any
 /// thread.
 ///
@@ -80,6 +89,11 @@ class ProxyService {
   /// @throws PeerError with failure(), if there is one. Does not block.
   void checkHealth() const;
   std::vector<ProxyStatistics> statistics() const;
+  /// Starts to note every signal, or ends it and forgets them. For measurements: each costs the
+  /// proxies a look at the clock and a lock.
+  void noteSignals(bool on);
+  /// What was noted since the last call, in the order of each FIFO.
+  std::vector<SignalTime> takeSignals();
   const std::shared_ptr<Device>& device() const noexcept;
 
  private:

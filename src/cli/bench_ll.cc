@@ -77,6 +77,12 @@ class LowLatencyRank {
       dispatch(fp8, true);
       combine(true);
     });
+    if (options_.phases) {
+      line.phases = measurePhases(
+          context_, device_, buffer_, options_.iterations,
+          [&](const Tensor& times) { dispatch(fp8, false, times); },
+          [&](const Tensor& times) { combine(false, times); });
+    }
     line.correct = onAllRanks(isCorrect()) && line.correct;
     buffer_.checkHealth();
     return line;
@@ -122,7 +128,7 @@ class LowLatencyRank {
     bytes_.combineWire = remoteRows_ * static_cast<double>(area.rowBytes);
   }
 
-  void dispatch(bool fp8, bool halves) {
+  void dispatch(bool fp8, bool halves, const Tensor& times = {}) {
     LowLatencyDispatchRequest request;
     request.x = input_;
     request.topkIdx = topkIdx_;
@@ -131,6 +137,7 @@ class LowLatencyRank {
     request.useFp8 = fp8;
     request.returnRecvHook = halves;
     request.numSms = options_.numSms;
+    request.times = times;
     request.outputs = outputs_;
     request.outputs.recvX = fp8 ? quantised_ : received_;
     if (fp8) request.outputs.recvXScales = scales_;
@@ -139,7 +146,7 @@ class LowLatencyRank {
     if (halves) result.hook(device_.native());
     handle_ = result.handle;
   }
-  void combine(bool halves) {
+  void combine(bool halves, const Tensor& times = {}) {
     LowLatencyCombineRequest request;
     request.x = received_;
     request.topkIdx = topkIdx_;
@@ -147,6 +154,7 @@ class LowLatencyRank {
     request.handle = handle_;
     request.returnRecvHook = halves;
     request.numSms = options_.numSms;
+    request.times = times;
     request.out = combined_;
     request.order.computeStream = device_.native();
     const LowLatencyCombineResult result = buffer_.lowLatencyCombine(request);

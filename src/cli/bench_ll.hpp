@@ -7,6 +7,7 @@
 #include <mscclpp/platform.hpp>
 #include <mscclpp/topology.hpp>
 
+#include "bench_ll_phases.hpp"
 #include "ranks.hpp"
 
 namespace mscclpp::ep::cli {
@@ -24,6 +25,7 @@ struct LowLatencyBenchOptions {
   int iterations = 40;  ///< timings
   int numSms = 0;
   bool processes = false;
+  bool phases = false;  ///< between nodes: also measures where the time goes
   bool plantError = false;  ///< expects something else than is sent
   std::uint64_t seed = 1;
   std::string jsonPath;
@@ -41,6 +43,7 @@ struct LowLatencyLine {
   LowLatencyTime dispatch, combine, pair, halves;
   double dispatchBytes = 0, combineBytes = 0;  ///< deep_ep's: one row per selection, rank 0's
   double dispatchWire = 0, combineWire = 0;    ///< what really goes to other ranks
+  std::vector<LowLatencyPhase> phases;         ///< only if asked for
 };
 
 /// What the ranks ran on.

@@ -42,6 +42,10 @@ int run(Arguments arguments) {
   checkHidden(bench.hidden);
   bench.topology = topologyOf(arguments.nodes, bench.ranks);
   checkTopk(bench.topk, bench.experts);
+  if (bench.phases && arguments.nodes.nodes.value_or(1) < 2) {
+    throw CLI::ValidationError("--phases",
+                               "is about messages between nodes: pass --nodes = 2 or more");
+  }
   arguments.ranks.ranks = bench.ranks;
   bench.processes = arguments.ranks.processes;
   return runRanks(arguments.ranks,
@@ -88,6 +92,9 @@ void addLowLatencyBench(CLI::App& app, const std::vector<std::string>& arguments
       ->type_name("NAME");
   command->add_flag("--processes", args->ranks.processes,
                     "Ranks are processes; default: threads of one process");
+  command->add_flag("--phases", bench.phases,
+                    "With --nodes: also where the time goes: kernel, FIFO, proxy, wire; of eager "
+                    "calls, one at a time");
   command->add_option("--json", bench.jsonPath, "Also write the results to this file as JSON")
       ->type_name("FILE");
   command->add_flag("--plant-error", bench.plantError, "Expect wrong values in every result")

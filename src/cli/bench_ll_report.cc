@@ -17,6 +17,17 @@ std::string timeJson(const char* name, const LowLatencyTime& time) {
                      name, time.median, time.least, time.most);
 }
 
+std::string phasesJson(const std::vector<LowLatencyPhase>& phases) {
+  std::string text;
+  for (const LowLatencyPhase& p : phases) {
+    text += fmt::format(
+        R"({}{{"call": "{}", "message": "{}", "kernel_us": {:.3f}, "fifo_us": {:.3f}, )"
+        R"("proxy_us": {:.3f}, "wire_us": {:.3f}, "rest_us": {:.3f}}})",
+        text.empty() ? "" : ", ", p.call, p.message, p.kernel, p.fifo, p.proxy, p.wire, p.rest);
+  }
+  return text;
+}
+
 }  // namespace
 
 std::string formatLowLatency(const LowLatencyBenchOptions& options,
@@ -42,7 +53,15 @@ std::string formatLowLatency(const LowLatencyBenchOptions& options,
                fmt::format("{:.2f}", line.dispatchWire * 1e-6),
                fmt::format("{:.2f}", line.combineWire * 1e-6), line.correct ? "OK" : "WRONG"});
   }
-  return text + table.text();
+  text += table.text();
+  for (const LowLatencyLine& line : lines) {
+    if (line.phases.empty()) continue;
+    text += fmt::format(
+        "\nwhere the time goes, {} tokens, {}: medians of {} eager calls; of each message its slowest "
+        "sender\n{}",
+        line.tokens, line.fp8 ? "FP8" : "BF16", options.iterations, formatPhases(line.phases));
+  }
+  return text;
 }
 
 std::string lowLatencyJson(const LowLatencyBenchOptions& options,
@@ -57,11 +76,12 @@ std::string lowLatencyJson(const LowLatencyBenchOptions& options,
     text += fmt::format(
         R"({}{{"tokens": {}, "format": "{}", {}, {}, {}, {}, "dispatch_bytes": {:.0f}, )"
         R"("combine_bytes": {:.0f}, "dispatch_wire_bytes": {:.0f}, "combine_wire_bytes": {:.0f}, )"
-        R"("correct": {}}})",
+        R"("phases": [{}], "correct": {}}})",
         i == 0 ? "" : ", ", line.tokens, line.fp8 ? "fp8" : "bf16",
         timeJson("dispatch", line.dispatch), timeJson("combine", line.combine),
         timeJson("pair", line.pair), timeJson("halves", line.halves), line.dispatchBytes,
-        line.combineBytes, line.dispatchWire, line.combineWire, line.correct ? "true" : "false");
+        line.combineBytes, line.dispatchWire, line.combineWire, phasesJson(line.phases),
+        line.correct ? "true" : "false");
   }
   return text + "]}";
 }

@@ -71,6 +71,17 @@ __device__ inline void compareKernel(const CompareArgs& a) {
   if (wrong > 0) fetchAddRelaxed(a.wrong, wrong);
 }
 
+__device__ inline void clockKernel(const ClockArgs& a) {
+  const WaitControl wait{nullptr, a.limitNs, 0};
+  for (std::uint64_t round = 1; round <= a.rounds; ++round) {
+    const bool asked = waitUntil(
+        wait, [&] { return loadAcquire(&a.words->asked) >= round; }, WaitPoint{}, &a.words->asked);
+    if (!asked) return;
+    a.words->now = nanoseconds();
+    storeRelease(&a.words->answered, round);
+  }
+}
+
 void launchExperts(const ExpertsArgs& args, void* stream) {
   if (args.rows == 0) return;
   launch<expertsKernel, kThreads>({kBlocks, kThreads, 0}, static_cast<NativeStream>(stream), args);
@@ -79,6 +90,10 @@ void launchExperts(const ExpertsArgs& args, void* stream) {
 void launchCompare(const CompareArgs& args, void* stream) {
   if (args.bytes == 0) return;
   launch<compareKernel, kThreads>({kBlocks, kThreads, 0}, static_cast<NativeStream>(stream), args);
+}
+
+void launchClock(const ClockArgs& args, void* stream) {
+  launch<clockKernel, 1>({1, 1, 0}, static_cast<NativeStream>(stream), args);
 }
 
 void prepareAll([[maybe_unused]] int index) {
@@ -90,12 +105,13 @@ void prepareAll([[maybe_unused]] int index) {
 #endif
   prepare<expertsKernel, kThreads, ExpertsArgs>(0);
   prepare<compareKernel, kThreads, CompareArgs>(0);
+  prepare<clockKernel, 1, ClockArgs>(0);
 }
 
 }  // namespace
 
 const CliKernels& cliKernels() {
-  static const CliKernels kernels{prepareAll, launchExperts, launchCompare};
+  static const CliKernels kernels{prepareAll, launchExperts, launchCompare, launchClock};
   return kernels;
 }
 

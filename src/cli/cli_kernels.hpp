@@ -35,11 +35,24 @@ struct CompareArgs {
   std::uint64_t* wrong = nullptr;  ///< + number of 4-byte words that differ
 };
 
+/// Host memory in which a kernel is asked for the device's clock.
+struct ClockWords {
+  std::uint64_t asked = 0;     ///< by the host: rounds
+  std::uint64_t answered = 0;  ///< by the kernel
+  std::uint64_t now = 0;       ///< nanoseconds, of the last answer
+};
+struct ClockArgs {
+  ClockWords* words = nullptr;
+  std::uint64_t rounds = 0;
+  std::uint64_t limitNs = 0;  ///< of one round; the kernel ends when it is over
+};
+
 struct CliKernels {
   /// Makes device `index` the calling thread's current one and loads the kernels there.
   void (*prepare)(int index);
   void (*experts)(const ExpertsArgs&, void* stream);
   void (*compare)(const CompareArgs&, void* stream);
+  void (*clock)(const ClockArgs&, void* stream);
 };
 
 namespace cpu {

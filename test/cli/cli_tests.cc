@@ -338,6 +338,41 @@ TEST(Bench, BetweenNodes) {
   EXPECT_THAT(odd.output, HasSubstr("4 ranks (--ranks) cannot make 3 nodes"));
 }
 
+/// Of every message: who had it how long. The parts are those of one clock, so none is negative up
+/// to where the transport has it.
+TEST(BenchLowLatency, SaysWhereTheTimeGoes) {
+  const TemporaryFile file;
+  const Ran ran = run(fmt::format("bench-ll --platform cpu --ranks 3 --nodes 3 --tokens 5 "
+                                  "--hidden 64 --topk 2 --experts 6 --calls 1 --iterations 3 "
+                                  "--phases --json '{}'",
+                                  file.path()),
+                      kBenchEnvironment);
+  ASSERT_EQ(ran.code, 0) << ran.output;
+  EXPECT_THAT(ran.output, HasSubstr("where the time goes, 5 tokens, FP8"));
+  std::ifstream stream(file.path());
+  const nlohmann::json root = nlohmann::json::parse(stream);
+  ASSERT_EQ(root["lines"].size(), 2u);
+  for (const auto& line : root["lines"]) {
+    SCOPED_TRACE(line.dump());
+    EXPECT_TRUE(line["correct"].get<bool>());
+    const auto& phases = line["phases"];
+    ASSERT_EQ(phases.size(), 3u);
+    EXPECT_EQ(phases[0]["message"], "ids and rows");
+    EXPECT_EQ(phases[1]["message"], "weights");
+    EXPECT_EQ(phases[2]["message"], "sums");
+    for (const auto& phase : phases) {
+      for (const char* part : {"kernel_us", "fifo_us", "proxy_us", "rest_us"}) {
+        EXPECT_GE(phase[part].get<double>(), 0) << part;
+      }
+      EXPECT_GT(phase["kernel_us"].get<double>() + phase["fifo_us"].get<double>(), 0);
+      EXPECT_LT(phase["kernel_us"].get<double>(), 60e6) << "not of one clock";
+    }
+  }
+  const Ran one = run("bench-ll --platform cpu --ranks 2 --phases");
+  EXPECT_EQ(one.code, 2);
+  EXPECT_THAT(one.output, HasSubstr("pass --nodes = 2 or more"));
+}
+
 /// Every result that is compared with a wrong byte is marked; none is compared with itself.
 TEST(Bench, WrongResultsAreMarked) {
   const TemporaryFile file;

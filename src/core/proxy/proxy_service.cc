@@ -163,6 +163,19 @@ std::vector<ProxyStatistics> ProxyService::statistics() const {
   return all;
 }
 
+void ProxyService::noteSignals(bool on) {
+  for (const auto& thread : impl_->threads) thread->noteSignals(on);
+}
+
+std::vector<SignalTime> ProxyService::takeSignals() {
+  std::vector<SignalTime> all;
+  for (const auto& thread : impl_->threads) {
+    const std::vector<SignalTime> some = thread->takeSignals();
+    all.insert(all.end(), some.begin(), some.end());
+  }
+  return all;
+}
+
 const std::shared_ptr<Device>& ProxyService::device() const noexcept {
   return impl_->device;
 }

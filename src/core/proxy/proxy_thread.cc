@@ -16,6 +16,12 @@ constexpr size_t kFlushWordBytes = 128;
 constexpr uint64_t kPublishEvery = 64;  ///< producers that wait for room need not wait for the run
 constexpr uint64_t kPrefetchAfter = 8;  ///< a run of so many is likely to go on
 
+uint64_t steadyNs() {
+  return static_cast<uint64_t>(std::chrono::duration_cast<std::chrono::nanoseconds>(
+                                   std::chrono::steady_clock::now().time_since_epoch())
+                                   .count());
+}
+
 void raise(std::atomic<uint64_t>& counter, uint64_t by = 1) {
   counter.fetch_add(by, std::memory_order_relaxed);
 }
@@ -165,9 +171,16 @@ bool ProxyThread::drain(Queue& queue) {
     if (run >= kPrefetchAfter) queue.fifo.prefetch();
     // A kernel may be quicker than the news of its channel.
     if (fields.channel >= lists_.channels.size()) adoptChanges();
+    const bool noted = noting_.load(std::memory_order_relaxed) &&
+                       (fields.kind == TriggerKind::signal || fields.kind == TriggerKind::putWithSignal);
+    const uint64_t seen = noted ? steadyNs() : 0;
     if (!execute(fields, queue)) {
       raise(fullConnections_);
       break;
+    }
+    if (noted) {
+      Connection* const connection = lists_.channels[fields.channel].connection;
+      servedOf(connection).signals.push_back({connection->peer(), queue.number, seen, 0});
     }
     queue.fifo.pop();
     ++run;
@@ -255,6 +268,7 @@ bool ProxyThread::tend(Served& served) {
     return true;
   }
   connection.submit();
+  if (!served.signals.empty()) noteSubmitted(served);
   bool worked = connection.progress();
   while (!served.flushes.empty() && served.flushes.front().ticket <= connection.completed()) {
     const Flush& flush = served.flushes.front();
@@ -263,6 +277,27 @@ bool ProxyThread::tend(Served& served) {
     worked = true;
   }
   return worked;
+}
+
+void ProxyThread::noteSubmitted(Served& served) {
+  const uint64_t now = steadyNs();
+  const std::lock_guard lock(mutex_);
+  for (SignalTime& signal : served.signals) {
+    signal.submittedNs = now;
+    signals_.push_back(signal);
+  }
+  served.signals.clear();
+}
+
+void ProxyThread::noteSignals(bool on) {
+  noting_.store(on, std::memory_order_relaxed);
+  const std::lock_guard lock(mutex_);
+  signals_.clear();
+}
+
+std::vector<SignalTime> ProxyThread::takeSignals() {
+  const std::lock_guard lock(mutex_);
+  return std::exchange(signals_, {});
 }
 
 bool ProxyThread::idle() const {

@@ -53,6 +53,8 @@ class ProxyThread {
   /// Ends the thread as it is.
   void end() noexcept;
   ProxyStatistics statistics() const;
+  void noteSignals(bool on);
+  std::vector<SignalTime> takeSignals();
 
  private:
   struct Queue {
@@ -69,6 +71,7 @@ class ProxyThread {
     std::shared_ptr<Connection> connection;
     std::deque<Flush> flushes;
     bool reported = false;
+    std::vector<SignalTime> signals;  ///< seen, and not submitted yet
   };
   struct Lists {
     std::vector<std::shared_ptr<Queue>> queues;
@@ -82,6 +85,7 @@ class ProxyThread {
   bool drain(Queue& queue);
   bool execute(const TriggerFields& fields, Queue& queue);
   void post(const TriggerFields& fields, const ServedChannel& channel, Queue& queue);
+  void noteSubmitted(Served& served);
   bool tend(Served& served);
   bool idle() const;
   std::string leftOver() const;
@@ -96,6 +100,8 @@ class ProxyThread {
   mutable std::mutex mutex_;
   Lists shared_;       ///< guarded by mutex_
   std::string cores_;  ///< guarded by mutex_
+  std::vector<SignalTime> signals_;  ///< guarded by mutex_
+  std::atomic<bool> noting_ = false;
   std::atomic<uint64_t> version_ = 0;
 
   Lists lists_;  ///< the thread's copy

@@ -34,6 +34,13 @@ int Buffer::ranks() const {
 const BufferOptions& Buffer::options() const {
   return impl_->alive().options();
 }
+void Buffer::noteProxySignals(bool on) {
+  if (PortPeers* const ports = impl_->alive().ports()) ports->noteSignals(on);
+}
+std::vector<SignalTime> Buffer::takeProxySignals() {
+  PortPeers* const ports = impl_->alive().ports();
+  return ports != nullptr ? ports->takeSignals() : std::vector<SignalTime>{};
+}
 std::vector<ProxyStatistics> Buffer::proxyStatistics() const {
   return impl_->alive().proxyStatistics();
 }

@@ -44,7 +44,7 @@ class Group : public std::enable_shared_from_this<Group> {
     return ports_ ? ports_->statistics() : std::vector<ProxyStatistics>{};
   }
   /// Null when all ranks share a node.
-  const PortPeers* ports() const { return ports_.get(); }
+  PortPeers* ports() const { return ports_.get(); }
   /// Only when the group spans nodes.
   const RailArgs& rails() const { return rails_->args(); }
   const RailPlan& railPlan() const { return railPlan_; }

@@ -53,6 +53,11 @@ std::int64_t* waitTotals(const Tensor& tensor, const Group& group) {
   return tensor.as<std::int64_t>() + (square ? group.rank() * group.ranks() : 0);
 }
 
+void checkTimes(const Tensor& times, const Group& group) {
+  constexpr auto kMoments = static_cast<std::int64_t>(sizeof(LowLatencyTimes) / sizeof(std::int64_t));
+  if (times) checkTensor(times, "times", DType::i64, {kMoments}, group);
+}
+
 struct DispatchDims {
   int tokens, topk, hidden, perRank, scaleColumns;
   std::int64_t rows;  ///< per local expert
@@ -81,6 +86,7 @@ DispatchDims checkDispatch(const LowLatencyDispatchRequest& r, const Group& grou
   check(!r.useUe8m0 || r.roundScale, kBad,
         "use_ue8m0 = true needs round_scale = true: an exponent holds powers of two only");
   checkBlocks(r.numSms);
+  checkTimes(r.times, group);
   DispatchDims dims{static_cast<int>(tokens),
                     static_cast<int>(topk),
                     static_cast<int>(hidden),
@@ -201,10 +207,11 @@ LowLatencyDispatchResult Buffer::lowLatencyDispatch(const LowLatencyDispatchRequ
   args.layoutRange = handle->layoutRange.as<std::int64_t>();
   args.slots = handle->slots.as<std::int32_t>();
   args.sourceTokens = handle->sourceTokens.as<std::int32_t>();
+  args.group.ports.times = request.times.as<LowLatencyTimes>();
   args.expertTotals = request.expertTotals.as<std::int32_t>();
   // The outputs live as long as the hook.
   const auto launch = [args, e4m3 = request.useFp8, numSms = request.numSms, result, handle,
-                       totals = request.expertTotals,
+                       totals = request.expertTotals, times = request.times,
                        waits = request.waitTotals](Group& g, void* stream, LowLatencyPhase phase,
                                                    std::uint64_t laterSends) mutable {
     args.group.phase = phase;
@@ -237,6 +244,7 @@ int checkCombine(const LowLatencyCombineRequest& r, const Group& group) {
         r.topkIdx.describe(), h.maxTokens);
   checkTensor(r.topkWeights, "topk_weights", DType::f32, {tokens, h.topk}, group);
   checkBlocks(r.numSms);
+  checkTimes(r.times, group);
   return static_cast<int>(tokens);
 }
 
@@ -266,9 +274,10 @@ LowLatencyCombineResult Buffer::lowLatencyCombine(const LowLatencyCombineRequest
   args.slots = handle.slots.as<const std::int32_t>();
   args.sourceTokens = handle.sourceTokens.as<const std::int32_t>();
   args.out = result.x.as<char>();
+  args.group.ports.times = request.times.as<LowLatencyTimes>();
   // The hook reads topk_idx again; its memory, the handle's and the output's live as long as it.
   const auto launch = [args, numSms = request.numSms, out = result.x, idx = request.topkIdx,
-                       used = request.handle,
+                       used = request.handle, times = request.times,
                        waits = request.waitTotals](Group& g, void* stream, LowLatencyPhase phase,
                                                    std::uint64_t laterSends) mutable {
     args.group.phase = phase;

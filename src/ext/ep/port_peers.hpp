@@ -39,6 +39,8 @@ class PortPeers {
   /// What broke first; empty while all is well.
   std::string failure() const { return service_->failure(); }
   std::vector<ProxyStatistics> statistics() const { return service_->statistics(); }
+  void noteSignals(bool on) { service_->noteSignals(on); }
+  std::vector<SignalTime> takeSignals() { return service_->takeSignals(); }
   /// Blocks until what kernels have pushed is complete. @throws as ProxyService::drain().
   void drain() { service_->drain(); }
   /// Collective, when no kernel uses the channels any more: waits until all that was pushed has

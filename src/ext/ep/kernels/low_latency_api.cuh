@@ -32,12 +32,22 @@ inline constexpr int kInlineRanks = 64;
 /// Top-k up to which the fast kernels are used.
 inline constexpr int kFastTopk = 8;
 
+/// Moments of a call whose peers are behind port channels, in nanoseconds of the device's clock.
+/// Only those of the messages that it has are written.
+struct LowLatencyTimes {
+  std::uint64_t entered;                 ///< block 0 may begin
+  std::uint64_t written[kPortMessages];  ///< all of a message; its triggers are pushed next
+  std::uint64_t arrived[kPortMessages];  ///< block 0 has seen that of every peer
+  std::uint64_t left;                    ///< the last block is done
+};
+
 /// Peers on other nodes: those whose heap is not mapped.
 struct LowLatencyPorts {
   const PortChannelHandle* channels[kLowLatencyKinds] = {};  ///< [ranks] each; null: no such peers
   std::uint64_t outboxOffset = 0;                            ///< in a heap
   std::uint64_t firstEpoch = 0;          ///< of the Buffer: signals are counted from there
   const std::uint64_t* words = nullptr;  ///< this rank's counters, as PortWords says
+  LowLatencyTimes* times = nullptr;      ///< optional, written
 };
 
 struct LowLatencyGroup {

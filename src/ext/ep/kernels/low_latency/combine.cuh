@@ -122,7 +122,7 @@ struct CombineBlock {
     syncBlock();
     const std::size_t at = a.area.weights(g.rank, 0);
     const PortRange all{at, at, a.area.weights(g.rank, a.tokens) - at};
-    sendToPorts<Path>(g, LowLatencyKind::combine, turn.epoch, [&](int) { return all; });
+    sendToPorts<Path>(g, PortMessage::weights, turn.epoch, [&](int) { return all; });
   }
   /// Tokens of `source` before `token` with a row here: the place of their sum. A whole warp.
   __device__ __forceinline__ int placeOf(int source, int token) const {
@@ -142,7 +142,7 @@ struct CombineBlock {
   __device__ __forceinline__ void passPorts() const {
     const LowLatencyGroup& g = a.group;
     if (sends(g.phase) && isLastWriter(g, LowLatencyKind::combine, shared().lastWriter)) {
-      sendToPorts<Path>(g, LowLatencyKind::combine, turn.epoch, [&](int peer) {
+      sendToPorts<Path>(g, PortMessage::partial, turn.epoch, [&](int peer) {
         const auto rows = static_cast<std::size_t>(placeOf(peer, a.sourceTokens[peer]));
         return PortRange{a.area.partial(peer, 0), a.area.partial(g.rank, 0),
                          rows * a.area.rowBytes};

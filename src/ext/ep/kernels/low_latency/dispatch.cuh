@@ -91,7 +91,7 @@ struct DispatchBlock {
   __device__ __forceinline__ void sendPorts() const {
     const LowLatencyGroup& g = a.group;
     if (!isLastWriter(g, LowLatencyKind::dispatch, shared.head().lastWriter)) return;
-    sendToPorts<Path>(g, LowLatencyKind::dispatch, turn.epoch, [&](int peer) {
+    sendToPorts<Path>(g, PortMessage::ids, turn.epoch, [&](int peer) {
       const auto rows = static_cast<std::size_t>(placeAt(a, a.tokens, peer));
       return PortRange{
           a.area.block(peer), a.area.block(g.rank),

@@ -227,6 +227,9 @@ __device__ __forceinline__ LowLatencyTurn enterLowLatency(const LowLatencyGroup&
     LowLatencyTurn turn = lowLatencyTurn(g, start);
     if (turn.sound && sends(g.phase)) turn.sound = awaitRoom<Path>(g, kind, start, turn);
     if (laneId() == 0) shared = turn;
+    if (Path::kPorts && g.ports.times != nullptr && blockIndex() == 0 && laneId() == 0) {
+      g.ports.times->entered = nanoseconds();
+    }
   }
   syncBlock();
   return shared;
@@ -279,7 +282,10 @@ __device__ __forceinline__ void finishLowLatency(const LowLatencyGroup& g, LowLa
   }
   if (!tells || !any(last) || !turn.sound) return;
   syncWarp();  // the vote orders no memory: what lane 0 acquired is for all
-  if constexpr (Path::kPorts) tellPorts<Path>(g, kind, turn.epoch);
+  if constexpr (Path::kPorts) {
+    if (g.ports.times != nullptr && laneId() == 0) g.ports.times->left = nanoseconds();
+    tellPorts<Path>(g, kind, turn.epoch);
+  }
   for (int peer = static_cast<int>(laneId()); mapped && peer < g.ranks; peer += 32) {
     if (peer == g.rank || isPort<Path>(g, peer)) continue;
     storeRelease(&peerWords(g, regionOf<Path>(g, peer), g.rank).finished[k][parity],

@@ -111,6 +111,9 @@ __device__ __forceinline__ void awaitPorts(const LowLatencyGroup& g, PortMessage
     if (!awaitPort<Path>(g, message, epoch, peer, what)) missing(peer);
   }
   syncBlock();
+  if (g.ports.times != nullptr && blockIndex() == 0 && threadIndex() == 0) {
+    g.ports.times->arrived[static_cast<int>(message)] = nanoseconds();
+  }
   const bool notes = message != PortMessage::partial && blockIndex() == 0;
   if (notes && warpId() == kLowLatencyWarps - 1) noteFinished(g, kindOf(message));
 }
@@ -125,8 +128,12 @@ struct PortRange {
 /// behind a port channel, or the signal alone where nothing is to be sent, since signals are
 /// counted. rangeOf(peer) runs in all lanes of a warp.
 template <class Path, class F>
-__device__ __forceinline__ void sendToPorts(const LowLatencyGroup& g, LowLatencyKind kind,
+__device__ __forceinline__ void sendToPorts(const LowLatencyGroup& g, PortMessage message,
                                             std::uint64_t epoch, F&& rangeOf) {
+  const LowLatencyKind kind = kindOf(message);
+  if (g.ports.times != nullptr && threadIndex() == 0) {
+    g.ports.times->written[static_cast<int>(message)] = nanoseconds();
+  }
   for (int i = static_cast<int>(warpId()); i < g.ranks - 1; i += kLowLatencyWarps) {
     const int peer = g.rank + 1 + i < g.ranks ? g.rank + 1 + i : g.rank + 1 + i - g.ranks;
     if (!isPort<Path>(g, peer)) continue;
