@@ -25,7 +25,7 @@ struct LowLatencyBenchOptions {
   int iterations = 40;  ///< timings
   int numSms = 0;
   bool processes = false;
-  bool phases = false;  ///< between nodes: also measures where the time goes
+  bool phases = false;      ///< between nodes: also measures where the time goes
   bool plantError = false;  ///< expects something else than is sent
   std::uint64_t seed = 1;
   std::string jsonPath;

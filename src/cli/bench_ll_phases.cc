@@ -30,8 +30,8 @@ std::int64_t steadyNs() {
       .count();
 }
 
-/// The device's clock minus the steady clock: the kernel's answer lies between two looks of the host,
-/// and the closest two count.
+/// The device's clock minus the steady clock: the kernel's answer lies between two looks of the
+/// host, and the closest two count.
 std::int64_t clockOffset(const RankDevice& device) {
   const auto opened = Device::open(device.device().platform(), device.device().index());
   const RegisteredMemory memory = allocateHostMemory(opened, sizeof(ClockWords));
@@ -117,7 +117,8 @@ class Moments {
     int slowest = -1;
     for (int from = 0; from < ranks_; ++from) {
       if (from == receiver || topology_.nodeOf(from) == topology_.nodeOf(receiver)) continue;
-      if (slowest < 0 || submitted(from, receiver, message) > submitted(slowest, receiver, message)) {
+      if (slowest < 0 ||
+          submitted(from, receiver, message) > submitted(slowest, receiver, message)) {
         slowest = from;
       }
     }
@@ -195,17 +196,16 @@ std::vector<LowLatencyPhase> measurePhases(const RankContext& context, const Ran
   std::vector<LowLatencyPhase> phases;
   for (int message = 0; message < kPortMessages; ++message) {
     if (samples[index(message)].empty()) continue;
-    phases.push_back(samples[index(message)].phase(message == 0 ? "dispatch" : "combine",
-                                                   kMessages[message]));
+    phases.push_back(
+        samples[index(message)].phase(message == 0 ? "dispatch" : "combine", kMessages[message]));
   }
   return phases;
 }
 
 std::string formatPhases(const std::vector<LowLatencyPhase>& phases) {
   if (phases.empty()) return {};
-  TextTable table({"call", "message", "kernel us", "FIFO us", "proxy us", "wire us", "kernel us",
-                   "sum us"},
-                  2);
+  TextTable table(
+      {"call", "message", "kernel us", "FIFO us", "proxy us", "wire us", "kernel us", "sum us"}, 2);
   for (const LowLatencyPhase& p : phases) {
     std::vector<std::string> cells = {p.call, p.message};
     for (const double us : {p.kernel, p.fifo, p.proxy, p.wire, p.rest, p.total()}) {

@@ -57,7 +57,8 @@ std::string formatLowLatency(const LowLatencyBenchOptions& options,
   for (const LowLatencyLine& line : lines) {
     if (line.phases.empty()) continue;
     text += fmt::format(
-        "\nwhere the time goes, {} tokens, {}: medians of {} eager calls; of each message its slowest "
+        "\nwhere the time goes, {} tokens, {}: medians of {} eager calls; of each message its "
+        "slowest "
         "sender\n{}",
         line.tokens, line.fp8 ? "FP8" : "BF16", options.iterations, formatPhases(line.phases));
   }

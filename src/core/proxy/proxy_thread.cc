@@ -171,8 +171,9 @@ bool ProxyThread::drain(Queue& queue) {
     if (run >= kPrefetchAfter) queue.fifo.prefetch();
     // A kernel may be quicker than the news of its channel.
     if (fields.channel >= lists_.channels.size()) adoptChanges();
-    const bool noted = noting_.load(std::memory_order_relaxed) &&
-                       (fields.kind == TriggerKind::signal || fields.kind == TriggerKind::putWithSignal);
+    const bool noted =
+        noting_.load(std::memory_order_relaxed) &&
+        (fields.kind == TriggerKind::signal || fields.kind == TriggerKind::putWithSignal);
     const uint64_t seen = noted ? steadyNs() : 0;
     if (!execute(fields, queue)) {
       raise(fullConnections_);

@@ -98,8 +98,8 @@ class ProxyThread {
   const std::shared_ptr<void> flushWords_;
 
   mutable std::mutex mutex_;
-  Lists shared_;       ///< guarded by mutex_
-  std::string cores_;  ///< guarded by mutex_
+  Lists shared_;                     ///< guarded by mutex_
+  std::string cores_;                ///< guarded by mutex_
   std::vector<SignalTime> signals_;  ///< guarded by mutex_
   std::atomic<bool> noting_ = false;
   std::atomic<uint64_t> version_ = 0;

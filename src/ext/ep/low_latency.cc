@@ -54,7 +54,8 @@ std::int64_t* waitTotals(const Tensor& tensor, const Group& group) {
 }
 
 void checkTimes(const Tensor& times, const Group& group) {
-  constexpr auto kMoments = static_cast<std::int64_t>(sizeof(LowLatencyTimes) / sizeof(std::int64_t));
+  constexpr auto kMoments =
+      static_cast<std::int64_t>(sizeof(LowLatencyTimes) / sizeof(std::int64_t));
   if (times) checkTensor(times, "times", DType::i64, {kMoments}, group);
 }
 

@@ -164,8 +164,8 @@ class Buffer {
   const Topology& topology() const;
   /// Local: what this rank's proxies have done so far. Empty when all ranks share a node.
   std::vector<ProxyStatistics> proxyStatistics() const;
-  /// Local, for measurements: see ProxyService. Does nothing, and gives nothing, when all ranks share
-  /// a node.
+  /// Local, for measurements: see ProxyService. Does nothing, and gives nothing, when all ranks
+  /// share a node.
   void noteProxySignals(bool on);
   std::vector<SignalTime> takeProxySignals();
 

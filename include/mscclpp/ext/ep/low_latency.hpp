@@ -51,8 +51,9 @@ struct LowLatencyDispatchRequest {
   Tensor waitTotals;  ///< optional i64 [ranks], or [ranks, ranks] of which this rank's row is used:
                       ///< nanoseconds spent waiting for each rank are added
   int numSms = 0;     ///< blocks at most; 0 = one per multiprocessor
-  /// Optional i64 [8], for measurements between nodes: moments in nanoseconds of the device's clock.
-  /// Entered; ids, weights, sums written; the same arrived; left. Those that exist are written.
+  /// Optional i64 [8], for measurements between nodes: moments in nanoseconds of the device's
+  /// clock. Entered; ids, weights, sums written; the same arrived; left. Those that exist are
+  /// written.
   Tensor times;
 
   /// Outputs that the caller brings; absent ones are allocated. A captured graph needs all of them.
@@ -88,7 +89,7 @@ struct LowLatencyCombineRequest {
   Tensor waitTotals;  ///< as in the dispatch
   int numSms = 0;
   Tensor times;  ///< as in the dispatch
-  Tensor out;  ///< optional bf16 [tokens, hidden], written by the call
+  Tensor out;    ///< optional bf16 [tokens, hidden], written by the call
   StreamOrder order;
 };
 

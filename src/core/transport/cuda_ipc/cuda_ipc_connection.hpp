@@ -44,9 +44,10 @@ class NumberTable {
 };
 
 /// Copies are gathered until submit() and go to the stream as one batch: a copy by itself leaves a
-/// gap of two microseconds. What must come after them on the host (counters, signals without data)
-/// waits for the event behind the batch, so that puts with counters between them are gathered too;
-/// signals behind data go through the same stream.
+/// gap of two microseconds. Many bytes do not wait for submit(), since a batch is told as a whole.
+/// What must come after them on the host (counters, signals without data) waits for the event
+/// behind the batch, so that puts with counters between them are gathered too; signals behind data
+/// go through the same stream.
 class CudaIpcConnection final : public Connection {
  public:
   CudaIpcConnection(std::shared_ptr<Endpoint> endpoint, std::shared_ptr<const NumberTable> numbers,
@@ -110,6 +111,8 @@ class CudaIpcConnection final : public Connection {
   std::vector<void*> destinations_;
   std::vector<const void*> sources_;
   std::vector<size_t> sizes_;
+  size_t gatheredBytes_ = 0;
+  uint64_t gatheredUpTo_ = 0;         ///< operations that are complete once the gathered ones are
   std::vector<Step> behindGathered_;  ///< adds and stores; empty when nothing is gathered
   std::deque<Step> steps_;
   size_t hostSteps_ = 0;  ///< of steps_: adds and stores
