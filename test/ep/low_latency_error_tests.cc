@@ -207,11 +207,8 @@ INSTANTIATE_TEST_SUITE_P(Calls, EpLowLatencyMissing,
                          [](const auto& test) { return std::string(test.param); });
 
 /// With enable_shrink the rank that does not come is masked, and the others go on with exact
-/// results: its experts' rows are what is missing, and its tokens.
-class EpLowLatencyLost : public ::testing::TestWithParam<bool> {};
-
-TEST_P(EpLowLatencyLost, GoesOnWithoutTheRankThatDoesNotCome) {
-  const bool source = GetParam();
+/// results: its experts' rows are what is missing, and its tokens. Combines of either kind.
+TEST(EpLowLatencyShrink, GoesOnWithoutTheRankThatDoesNotCome) {
   const LowLatencyWorld world({.ranks = 3, .tokens = {5, 4, 6}, .topk = 2, .experts = 6});
   // What the survivors must see: rank 1 has no tokens, and nobody gets rows from its experts.
   LowLatencySpec without = world.spec();
@@ -239,7 +236,7 @@ TEST_P(EpLowLatencyLost, GoesOnWithoutTheRankThatDoesNotCome) {
           const auto sent = lowLatencyDispatch(rank, survivors, {.id = id, .hook = id == 3});
           if (sent.hook) sent.hook(rank.compute().native());
           expectLowLatencyDispatch(rank, survivors, {.id = id}, sent);
-          const LowLatencyCase back{.id = id, .hook = source && id == 4, .source = source};
+          const LowLatencyCase back{.id = id, .hook = id == 4, .source = id != 2};
           const auto combined = lowLatencyCombine(rank, survivors, back, sent.handle);
           if (combined.hook) combined.hook(rank.compute().native());
           // Rows of the missing rank's experts count as nothing.
@@ -258,10 +255,6 @@ TEST_P(EpLowLatencyLost, GoesOnWithoutTheRankThatDoesNotCome) {
       });
   for (const std::string& error : errors) EXPECT_EQ(error, "");
 }
-
-INSTANTIATE_TEST_SUITE_P(Reduced, EpLowLatencyLost, ::testing::Bool(), [](const auto& test) {
-  return std::string(test.param ? "AtHome" : "WhereTheExpertsAre");
-});
 
 /// A mask that the caller sets, and takes back.
 TEST(EpLowLatencyShrink, CallerMasks) {
