@@ -24,6 +24,7 @@ struct LowLatencyBenchOptions {
   int calls = 20;       ///< per graph (cuda), or per timing (cpu)
   int iterations = 40;  ///< timings
   int numSms = 0;
+  std::string combineReduce = "rank";  ///< or "source"
   bool processes = false;
   bool phases = false;      ///< between nodes: also measures where the time goes
   bool plantError = false;  ///< expects something else than is sent

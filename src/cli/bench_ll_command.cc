@@ -82,6 +82,7 @@ void addLowLatencyBench(CLI::App& app, const std::vector<std::string>& arguments
   command->add_option("--sms", bench.numSms, "Blocks per kernel at most; default 0: all")
       ->check(CLI::Range(0, 1024).description(""))
       ->type_name("N");
+  addCombineReduce(*command, bench.combineReduce);
   command->add_option("--seed", bench.seed, "Of routing and contents; any number; default 1")
       ->type_name("N");
   command

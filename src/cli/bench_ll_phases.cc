@@ -140,8 +140,10 @@ class PhaseSamples {
  public:
   void add(const Moments& m, int message, bool isFirst, bool isLast, int receiver) {
     const int from = m.slowestTo(receiver, message);
-    if (from < 0 || m.submitted(from, receiver, message) == 0) return;
-    const std::int64_t start = isFirst ? m.entered(from) : m.arrived(from, message - 1);
+    // Reduced at the source, a combine waits for no weights.
+    if (from < 0 || m.arrived(receiver, message) == 0) return;
+    const bool follows = !isFirst && m.arrived(from, message - 1) != 0;
+    const std::int64_t start = follows ? m.arrived(from, message - 1) : m.entered(from);
     const std::int64_t marks[] = {start,
                                   m.written(from, message),
                                   m.seen(from, receiver, message),
@@ -196,8 +198,9 @@ std::vector<LowLatencyPhase> measurePhases(const RankContext& context, const Ran
   std::vector<LowLatencyPhase> phases;
   for (int message = 0; message < kPortMessages; ++message) {
     if (samples[index(message)].empty()) continue;
-    phases.push_back(
-        samples[index(message)].phase(message == 0 ? "dispatch" : "combine", kMessages[message]));
+    const bool rows = message == 2 && samples[1].empty();  // each selection's, not sums
+    phases.push_back(samples[index(message)].phase(message == 0 ? "dispatch" : "combine",
+                                                   rows ? "rows" : kMessages[message]));
   }
   return phases;
 }

@@ -23,6 +23,8 @@ constexpr WaitText kWaitTexts[] = {
     {WaitWhat::lowLatencyRow, "low_latency_dispatch (rows)", "send a row"},
     {WaitWhat::lowLatencyWeights, "low_latency_combine (weights)", "send its weights"},
     {WaitWhat::lowLatencyPartial, "low_latency_combine (rows)", "send a sum of its experts"},
+    {WaitWhat::lowLatencyEntry, "low_latency_combine (entry)", "enter the call"},
+    {WaitWhat::lowLatencyOutput, "low_latency_combine (rows)", "send a row of its experts"},
 };
 /// Waits for counters that proxies add to.
 constexpr WaitText kRailTexts[] = {
@@ -51,7 +53,8 @@ std::string describeWait(const FailureRecord& record, const WaitText& text) {
   // other flags follow an entry that was seen, so that peer is there and stuck, or died inside.
   const bool entry = text.what == WaitWhat::counts || text.what == WaitWhat::dispatchEntry ||
                      text.what == WaitWhat::combineEntry || text.what == WaitWhat::lowLatencyIds ||
-                     text.what == WaitWhat::lowLatencyWeights;
+                     text.what == WaitWhat::lowLatencyWeights ||
+                     text.what == WaitWhat::lowLatencyEntry;
   return fmt::format(
       "EP timeout after {:.1f} s: rank {} in {} waited for rank {} to {}: epoch {} expected, {} "
       "seen "
@@ -105,6 +108,17 @@ std::string describeFailure(const FailureRecord& record) {
           "use_ue8m0 "
           "must be equal on all ranks",
           record.peer, record.rank);
+    case WaitWhat::lowLatencyReduce:
+      return fmt::format(
+          "rank {} called low_latency_combine with combine_reduce = \"rank\", rank {} with "
+          "\"source\": it must be equal on all ranks",
+          record.peer, record.rank);
+    case WaitWhat::lowLatencyRepeats:
+      return fmt::format(
+          "rank {} has {} selections on rank {}, of another node, where {} fit: with combine_reduce "
+          "= "
+          "\"source\" between nodes the experts in a row of topk_idx must differ",
+          record.peer, record.seen, record.rank, record.expected);
     case WaitWhat::overflow:
       return fmt::format(
           "rank {} would receive {} rows, more than num_worst_tokens = {}: raise num_worst_tokens "
