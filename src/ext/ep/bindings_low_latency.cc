@@ -34,7 +34,7 @@ void bindDispatch(nb::module_& m) {
       .def_rw("layout_range", &DispatchOutputs::layoutRange)
       .def_rw("slots", &DispatchOutputs::slots)
       .def_rw("source_tokens", &DispatchOutputs::sourceTokens)
-      .def_rw("source_base", &DispatchOutputs::sourceBase);
+      .def_rw("row_table", &DispatchOutputs::rowTable);
   nb::class_<LowLatencyDispatchRequest>(m, "LowLatencyDispatchRequest")
       .def(nb::init<>())
       .def_rw("x", &LowLatencyDispatchRequest::x)

@@ -190,7 +190,8 @@ LowLatencyDispatchResult Buffer::lowLatencyDispatch(const LowLatencyDispatchRequ
       output(group, order, given.slots, "slots", DType::i32, {ranks, request.maxTokens, dims.topk});
   handle->sourceTokens =
       output(group, order, given.sourceTokens, "source_tokens", DType::i32, {ranks});
-  handle->sourceBase = output(group, order, given.sourceBase, "source_base", DType::i32, {ranks});
+  handle->rowTable = output(group, order, given.rowTable, "row_table", DType::i32,
+                            {ranks, RowTable{request.maxTokens}.width()});
 
   args.group = group.lowLatencyArgs();
   args.x = request.x.as<const char>();
@@ -211,7 +212,7 @@ LowLatencyDispatchResult Buffer::lowLatencyDispatch(const LowLatencyDispatchRequ
   args.slots = handle->slots.as<std::int32_t>();
   args.sourceTokens = handle->sourceTokens.as<std::int32_t>();
   args.group.ports.times = request.times.as<LowLatencyTimes>();
-  args.sourceBase = handle->sourceBase.as<std::int32_t>();
+  args.rowTable = handle->rowTable.as<std::int32_t>();
   args.expertTotals = request.expertTotals.as<std::int32_t>();
   // The outputs live as long as the hook.
   const auto launch = [args, e4m3 = request.useFp8, numSms = request.numSms, result, handle,
@@ -278,7 +279,7 @@ LowLatencyCombineArgsOf<Area> combineArgs(const LowLatencyCombineRequest& reques
   args.ownerMagic = ownerMagic(args.expertsPerRank);
   args.slots = handle.slots.as<const std::int32_t>();
   args.sourceTokens = handle.sourceTokens.as<const std::int32_t>();
-  args.sourceBase = handle.sourceBase.as<const std::int32_t>();
+  args.rowTable = handle.rowTable.as<const std::int32_t>();
   args.out = out.as<char>();
   args.waitTotals = waitTotals(request.waitTotals, group);
   args.group = group.lowLatencyArgs();

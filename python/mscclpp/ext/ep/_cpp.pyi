@@ -161,7 +161,7 @@ class LowLatencyDispatchOutputs:
     layout_range: Tensor
     slots: Tensor
     source_tokens: Tensor
-    source_base: Tensor
+    row_table: Tensor
 
 class LowLatencyDispatchRequest:
     x: Tensor

@@ -94,9 +94,7 @@ struct LowLatencyDispatchArgs {
   std::int64_t* layoutRange = nullptr;   ///< [local experts, ranks] begin << 32 | count
   std::int32_t* slots = nullptr;         ///< [ranks, maxTokens, topk] row of recvX, -1 = not here
   std::int32_t* sourceTokens = nullptr;  ///< [ranks]
-  /// [ranks] selections of the rank's tokens that ranks below this one own. Written when the group
-  /// spans nodes.
-  std::int32_t* sourceBase = nullptr;
+  std::int32_t* rowTable = nullptr;      ///< see RowTable
   std::int32_t* expertTotals = nullptr;  ///< optional [local experts], added to
   std::int64_t* waitTotals = nullptr;    ///< optional [ranks] nanoseconds, added to
   LowLatencyGroup group;                 ///< last: its end is seldom read
@@ -117,7 +115,7 @@ struct LowLatencyCombineArgsOf {
   const std::int32_t* sourceTokens = nullptr;  ///< of the dispatch
   char* out = nullptr;                         ///< bf16 [tokens, hidden]
   std::int64_t* waitTotals = nullptr;          ///< optional [ranks] nanoseconds, added to
-  const std::int32_t* sourceBase = nullptr;    ///< of the dispatch; for SourceArea
+  const std::int32_t* rowTable = nullptr;      ///< of the dispatch
   LowLatencyGroup group;                       ///< last: its end is seldom read
 };
 /// Reduced by the experts' ranks, or at the tokens' home.

@@ -68,6 +68,32 @@ inline constexpr int kMaxLowLatencyTopk = 32;
 inline constexpr int kMaxLowLatencyHidden = 131072;
 inline constexpr int kWeightsPerLine = 4 * device::kLineUnits;
 
+/// Rows of a source's first tokens that go to one rank: one per token that selects an expert there,
+/// and one per selection.
+struct RowCount {
+  static constexpr int kTokenBits = 13;
+  std::uint32_t packed = 0;
+
+  static constexpr RowCount ofToken(int selections) {
+    return {(selections > 0 ? 1u : 0u) | static_cast<std::uint32_t>(selections) << kTokenBits};
+  }
+  constexpr int tokens() const { return static_cast<int>(packed & ((1u << kTokenBits) - 1)); }
+  constexpr int selections() const { return static_cast<int>(packed >> kTokenBits); }
+};
+static_assert(kMaxLowLatencyTokens < 1 << RowCount::kTokenBits);
+static_assert(std::uint64_t{kMaxLowLatencyTokens} * kMaxLowLatencyTopk <
+              std::uint64_t{1} << (32 - RowCount::kTokenBits));
+
+/// What a dispatch notes for sources behind port channels: per source a RowCount of its first 0, 1,
+/// .. tokens, and then how many of all its selections ranks below this one own.
+struct RowTable {
+  int maxTokens = 0;
+
+  constexpr std::int64_t width() const { return maxTokens + 2; }
+  constexpr std::int64_t before(int source, int token) const { return source * width() + token; }
+  constexpr std::int64_t base(int source) const { return before(source, maxTokens + 1); }
+};
+
 /// Units of a row: bf16 values, or e4m3 values and then their scales, 4 to a unit.
 constexpr int bf16Units(int hidden) {
   return hidden / 8;

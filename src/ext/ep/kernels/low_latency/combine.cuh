@@ -88,26 +88,14 @@ struct CombineBlock : CombineRows<LowLatencyCombineArgs, Path> {
     const PortRange all{at, at, a.area.weights(g.rank, a.tokens) - at};
     sendToPorts<Path>(g, PortMessage::weights, turn.epoch, [&](int) { return all; });
   }
-  /// Tokens of `source` before `token` with a row here: the place of their sum. A whole warp.
-  __device__ __forceinline__ int placeOf(int source, int token) const {
-    const std::int32_t* const slots =
-        a.slots + static_cast<std::int64_t>(source) * a.area.maxTokens * a.area.topk;
-    return countWhere(token, [&](int t) {
-      bool here = false;
-#pragma unroll 4
-      for (int k = 0; k < a.area.topk; ++k) {
-        here |= slots[static_cast<std::int64_t>(t) * a.area.topk + k] >= 0;
-      }
-      return here;
-    });
-  }
   /// Between the peers' tokens and the own ones, all threads of every block: the peers' sums leave,
   /// theirs are waited for.
   __device__ __forceinline__ void passPorts() const {
     const LowLatencyGroup& g = a.group;
     if (sends(g.phase) && isLastWriter(g, LowLatencyKind::combine, shared().lastWriter)) {
       sendToPorts<Path>(g, PortMessage::partial, turn.epoch, [&](int peer) {
-        const auto rows = static_cast<std::size_t>(placeOf(peer, a.sourceTokens[peer]));
+        const auto rows =
+            static_cast<std::size_t>(this->rowsBefore(peer, a.sourceTokens[peer]).tokens());
         return PortRange{a.area.partial(peer, 0), a.area.partial(g.rank, 0),
                          rows * a.area.rowBytes};
       });
@@ -216,12 +204,11 @@ struct CombineBlock : CombineRows<LowLatencyCombineArgs, Path> {
       this->countWait(rank, start);
     });
   }
-  /// What becomes of a sum.
-  __device__ __forceinline__ void finish(float (&sum)[8], const Item& item,
-                                         std::int64_t selection) const {
+  /// What becomes of a sum. `place`: of a peer's behind a port channel.
+  __device__ __forceinline__ void finish(float (&sum)[8], const Item& item, std::int64_t selection,
+                                         int place) const {
     if (isPort<Path>(a.group, item.source)) {
-      this->pushUnit(outbox() + a.area.partial(item.source, placeOf(item.source, item.token)),
-                     narrowBf16(sum), item.pass);
+      this->pushUnit(outbox() + a.area.partial(item.source, place), narrowBf16(sum), item.pass);
     } else if (item.source != a.group.rank) {
       this->pushUnit(areas.at(item.source) + a.area.partial(a.group.rank, item.token),
                      narrowBf16(sum), item.pass);
@@ -251,7 +238,10 @@ struct CombineBlock : CombineRows<LowLatencyCombineArgs, Path> {
       const bool own = item.source == a.group.rank;
       const std::int64_t selection = own ? loadSelection(a, item.token) : -1;
       if constexpr (Path::kPorts) {
-        if (own && item.pass == 0) findPlaces<Path>(a, item.token, selection, shared().places);
+        if (own && item.pass == 0) {
+          findPlaces<Path>(a, selection, shared().places,
+                           [&](int rank) { return placeAt(a, item.token, rank); });
+        }
         if (!passed && (item.source < 0 || own)) {
           passPorts();
           passed = true;
@@ -263,10 +253,13 @@ struct CombineBlock : CombineRows<LowLatencyCombineArgs, Path> {
       const bool wanted = own || rows.mask != 0;
       float sum[8] = {};
       Vec16 weights{};
+      const int place = wanted && isPort<Path>(a.group, item.source)
+                            ? this->rowsBefore(item.source, item.token).tokens()
+                            : 0;
       const bool have = wanted && loadWeights(item, weights);
       if (have) sumRows(sum, rows, slot, weights, item.pass);
       request(rows, nextSlot, 0, next.pass);
-      if (have) finish(sum, item, selection);
+      if (have) finish(sum, item, selection, place);
       item = next;
       slot = nextSlot;
     }

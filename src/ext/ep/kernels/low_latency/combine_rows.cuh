@@ -69,6 +69,13 @@ struct CombineRows {
            loadRelaxed(&shared().portsLost) != 0;
   }
 
+  /// Rows here of a peer's first tokens, as the dispatch counted them: the peer is behind a port
+  /// channel.
+  __device__ __forceinline__ RowCount rowsBefore(int source, int tokens) const {
+    return {static_cast<std::uint32_t>(
+        a.rowTable[RowTable{a.area.maxTokens}.before(source, tokens)])};
+  }
+
   // ---- work ------------------------------------------------------------------------------------
 
   /// One token's part of a pass: a peer's, whose rows here go home, or an own one.

@@ -24,24 +24,19 @@ struct SourceCombineBlock : CombineRows<LowLatencySourceArgs, Path> {
 
   // ---- where the experts are -------------------------------------------------------------------
 
-  /// Selections of `source` here before its selection `index`: the place of that one's row in the
-  /// outbox. A whole warp.
-  __device__ __forceinline__ int rowsBefore(int source, int index) const {
-    const std::int32_t* const slots =
-        a.slots + static_cast<std::int64_t>(source) * a.area.maxTokens * a.area.topk;
-    return countWhere(index, [&](int i) { return slots[i] >= 0; });
-  }
   /// How far this block is: the slots of an item, and which of its selections are left.
   struct Cursor {
     Item item;
     std::int32_t slot;
     unsigned left = 0;
+    int begun = 0;      ///< selections that are not left
     bool fresh = true;  ///< `left` is not known yet
   };
   /// Rows of an item whose loads are under way. `mask`: their selections.
   struct Batch {
     Item item;
     unsigned mask = 0;
+    int begun = 0;  ///< selections of the item before these
     Vec16 unit[kPushedAtOnce];
   };
   /// Own tokens' rows wait at home between the halves, which leave y free.
@@ -62,6 +57,8 @@ struct SourceCombineBlock : CombineRows<LowLatencySourceArgs, Path> {
       left &= left - 1;
     }
     batch.mask = at.left ^ left;
+    batch.begun = at.begun;
+    at.begun += popCount(batch.mask);
     at.left = left;
     if (left == 0) at = startOf(this->after(at.item));
     return true;
@@ -75,8 +72,8 @@ struct SourceCombineBlock : CombineRows<LowLatencySourceArgs, Path> {
     unsigned mask = batch.mask;
     if (mask == 0) return;
     const bool port = isPort<Path>(a.group, item.source);
-    const int first = item.token * a.area.topk;
-    const int place = port ? rowsBefore(item.source, first + findFirstSet(mask) - 1) : 0;
+    const int place =
+        port ? this->rowsBefore(item.source, item.token).selections() + batch.begun : 0;
     char* const to = port ? this->outbox() : areas.at(item.source);
 #pragma unroll
     for (int i = 0; i < kPushedAtOnce; ++i) {
@@ -116,7 +113,7 @@ struct SourceCombineBlock : CombineRows<LowLatencySourceArgs, Path> {
     const LowLatencyGroup& g = a.group;
     if (!isLastWriter(g, LowLatencyKind::combine, shared().lastWriter)) return;
     sendToPorts<Path>(g, PortMessage::partial, turn.epoch, [&](int peer) {
-      int rows = rowsBefore(peer, a.sourceTokens[peer] * a.area.topk);
+      int rows = this->rowsBefore(peer, a.sourceTokens[peer]).selections();
       if (rows > a.area.outboxRows) {
         if (laneId() == 0) {
           reportFailure(g.wait, lowLatencyWait(WaitWhat::lowLatencyRepeats, peer),
@@ -125,7 +122,7 @@ struct SourceCombineBlock : CombineRows<LowLatencySourceArgs, Path> {
         }
         rows = a.area.outboxRows;
       }
-      return PortRange{a.area.outboxRow(peer, 0), a.area.portRow(a.sourceBase[peer]),
+      return PortRange{a.area.outboxRow(peer, 0), a.area.portRow(a.rowTable[RowTable{a.area.maxTokens}.base(peer)]),
                        static_cast<std::size_t>(rows) * a.area.rowBytes};
     });
   }

@@ -65,10 +65,17 @@ struct DispatchBlock {
     const std::int64_t selection = loadSelection(a, token);
     return {selection, loadRow(token, 0)};
   }
+  /// The place of a token's row at a rank behind a port channel, or behind the last token how many
+  /// rows go there. A whole warp. Ids that do not fit into shared memory are read from the caller's.
+  __device__ __forceinline__ int placeAtPort(int token, int rank) const {
+    if (!shared.idsHere) return placeAt(a, token, rank);
+    return IdReader<Path>{a, shared, turn.epoch}.rowsTo(rank, a.group.rank, token).tokens();
+  }
   /// Needs nothing but the tokens' own ids.
   __device__ __forceinline__ void pushToken(int token, const Loaded& loaded) const {
     if constexpr (Path::kPorts) {
-      findPlaces<Path>(a, token, loaded.selection, shared.head().sendPlace);
+      findPlaces<Path>(a, loaded.selection, shared.head().sendPlace,
+                       [&](int rank) { return placeAtPort(token, rank); });
     }
     for (int pass = 0; pass < row.passes(); ++pass) {
       const Vec16 unit = pass == 0 ? loaded.unit : loadRow(token, pass);
@@ -92,7 +99,7 @@ struct DispatchBlock {
     const LowLatencyGroup& g = a.group;
     if (!isLastWriter(g, LowLatencyKind::dispatch, shared.head().lastWriter)) return;
     sendToPorts<Path>(g, PortMessage::ids, turn.epoch, [&](int peer) {
-      const auto rows = static_cast<std::size_t>(placeAt(a, a.tokens, peer));
+      const auto rows = static_cast<std::size_t>(placeAtPort(a.tokens, peer));
       return PortRange{
           a.area.block(peer), a.area.block(g.rank),
           static_cast<std::size_t>(a.area.idLines) * kLineSize + rows * a.area.rowBytes};
@@ -224,8 +231,11 @@ struct DispatchBlock {
           findSlot(ids, place, item, k);
         }
         if (isPort<Path>(a.group, item.source) && warpId() % kGroupWarps == 0) {
-          const int at = ids.placeOf(item.source, item.token);
-          if (laneId() == 0) shared.head().recvPlace[place] = at;
+          const RowCount before = ids.rowsTo(a.group.rank, item.source, item.token);
+          if (laneId() == 0) {
+            shared.head().recvPlace[place] = before.tokens();
+            noteRows(item.source, item.token, before);
+          }
         }
       }
       syncBlock();
@@ -247,7 +257,7 @@ struct DispatchBlock {
     const IdReader<Path> ids{a, shared, turn.epoch};
     const int n = a.group.ranks, thread = static_cast<int>(threadIndex());
     for (int s = thread; s < n; s += kLowLatencyThreads) a.sourceTokens[s] = shared.tokens()[s];
-    if constexpr (Path::kPorts) writeSourceBases(ids);
+    if constexpr (Path::kPorts) finishRowTable(ids);
     const int atOnce = n < kCountsAtOnce ? kCountsAtOnce / n : 1;
 #pragma unroll 1
     for (int first = 0; first < a.expertsPerRank; first += atOnce) {
@@ -260,15 +270,22 @@ struct DispatchBlock {
       syncBlock();
     }
   }
-  /// Where this rank's rows will begin among all that come home from behind port channels.
-  __device__ __forceinline__ void writeSourceBases(const IdReader<Path>& ids) const {
+  __device__ __forceinline__ void noteRows(int source, int tokens, RowCount count) const {
+    a.rowTable[RowTable{a.area.maxTokens}.before(source, tokens)] =
+        static_cast<std::int32_t>(count.packed);
+  }
+  /// All rows of every source, and where they will begin among all that come home there.
+  __device__ __forceinline__ void finishRowTable(const IdReader<Path>& ids) const {
     const int first = a.group.rank * a.expertsPerRank;
     for (int s = static_cast<int>(warpId()); s < a.group.ranks; s += kLowLatencyWarps) {
       const int base = countWhere(shared.tokens()[s] * a.area.topk, [&](int i) {
         const std::uint32_t expert = ids.id(s, i);
         return expert != kNoExpert && static_cast<int>(expert) < first;
       });
-      if (laneId() == 0) a.sourceBase[s] = base;
+      const RowCount all = ids.rowsTo(a.group.rank, s, shared.tokens()[s]);
+      if (laneId() != 0) continue;
+      noteRows(s, shared.tokens()[s], all);
+      a.rowTable[RowTable{a.area.maxTokens}.base(s)] = base;
     }
   }
   __device__ __forceinline__ void countSelections(const IdReader<Path>& ids, int firstExpert,

@@ -333,18 +333,28 @@ struct IdReader {
     if (lane < ids % kIdsPerUnit && id(source, whole * kIdsPerUnit + lane) == expert) ++equal;
     return equal;
   }
-  /// Tokens of `source` before `token` that select an expert of this rank: the place of its row
-  /// when it came through a port channel. A whole warp.
-  __device__ __forceinline__ int placeOf(int source, int token) const {
-    return countWhere(token, [&](int t) {
-      bool comes = false;
+  /// Rows of the first `tokens` tokens of `source` that go to `rank`. A whole warp.
+  __device__ __forceinline__ RowCount rowsTo(int rank, int source, int tokens) const {
+    const std::uint32_t first = static_cast<std::uint32_t>(rank * a.expertsPerRank);
+    const auto isThere = [&](std::uint32_t expert) {
+      const bool inside = expert - first < static_cast<std::uint32_t>(a.expertsPerRank);
+      return inside && expert != kNoExpert ? 1 : 0;
+    };
+    std::uint32_t sum = 0;
 #pragma unroll 1
-      for (int k = 0; k < a.area.topk && !comes; ++k) {
-        const std::uint32_t expert = id(source, t * a.area.topk + k);
-        comes = expert != kNoExpert && ownerOf(a, expert) == a.group.rank;
+    for (int t = static_cast<int>(laneId()); t < tokens; t += 32) {
+      int selections = 0;
+      if (a.area.topk == kIdsPerUnit) {
+        const Vec16 ids = unit(source, t);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) selections += isThere(ids.w[i] & 0xFFFFu) + isThere(ids.w[i] >> 16);
+      } else {
+#pragma unroll 1
+        for (int k = 0; k < a.area.topk; ++k) selections += isThere(id(source, t * a.area.topk + k));
       }
-      return comes;
-    });
+      sum += RowCount::ofToken(selections).packed;
+    }
+    return {sumWarp(sum)};
   }
   /// How many selections of `expert` come before selection `index` of `source`: all of lower
   /// sources, and earlier ones of this source. A whole warp.

@@ -187,15 +187,16 @@ __device__ __forceinline__ int placeAt(const Args& a, int token, int rank) {
   });
 }
 /// All threads: places[i] for the i-th owner of a token's selections, where it is behind a port
-/// channel. `places`: in shared memory, as many as there can be selections.
-template <class Path, class Args>
-__device__ __forceinline__ void findPlaces(const Args& a, int token, std::int64_t selection,
-                                           int* places) {
+/// channel: placeAt(rank), which a whole warp calls. `places`: in shared memory, as many as there
+/// can be selections.
+template <class Path, class Args, class PlaceAt>
+__device__ __forceinline__ void findPlaces(const Args& a, std::int64_t selection, int* places,
+                                           PlaceAt&& placeAt) {
   syncBlock();  // those of the token before are used
   int i = 0;
   forEachOwner(a, selection, [&](int rank) {
     if (isPort<Path>(a.group, rank) && i % kLowLatencyWarps == static_cast<int>(warpId())) {
-      const int place = placeAt(a, token, rank);
+      const int place = placeAt(rank);
       if (laneId() == 0) places[i] = place;
     }
     ++i;
