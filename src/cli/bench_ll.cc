@@ -41,9 +41,9 @@ LowLatencyReduce reduceOf(const LowLatencyBenchOptions& options) {
 }
 /// So that the largest number of tokens fits.
 std::size_t regionBytes(const LowLatencyBenchOptions& options) {
-  return lowLatencySizeHint(*std::ranges::max_element(options.tokens), options.hidden,
-                            options.ranks, options.experts,
-                            {.reduce = reduceOf(options), .topk = options.topk, .spansNodes = true});
+  return lowLatencySizeHint(
+      *std::ranges::max_element(options.tokens), options.hidden, options.ranks, options.experts,
+      {.reduce = reduceOf(options), .topk = options.topk, .spansNodes = true});
 }
 
 /// One rank's calls for one number of tokens.

@@ -40,8 +40,8 @@ std::string formatLowLatency(const LowLatencyBenchOptions& options,
       options.ranks, options.processes ? "processes" : "threads",
       place.nodes > 1 ? fmt::format(" on {} nodes ({} between them)", place.nodes, place.transport)
                       : "",
-      options.hidden, options.topk, options.experts, options.combineReduce, place.device, options.iterations,
-      options.calls, options.platform == Platform::cuda ? " in a graph" : "");
+      options.hidden, options.topk, options.experts, options.combineReduce, place.device,
+      options.iterations, options.calls, options.platform == Platform::cuda ? " in a graph" : "");
   TextTable table({"tokens", "format", "dispatch us", "GB/s", "combine us", "GB/s", "pair us",
                    "pair in halves us", "wire out MB", "wire back MB", "check"},
                   2);

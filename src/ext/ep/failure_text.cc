@@ -115,7 +115,8 @@ std::string describeFailure(const FailureRecord& record) {
           record.peer, record.rank);
     case WaitWhat::lowLatencyRepeats:
       return fmt::format(
-          "rank {} has {} selections on rank {}, of another node, where {} fit: with combine_reduce "
+          "rank {} has {} selections on rank {}, of another node, where {} fit: with "
+          "combine_reduce "
           "= "
           "\"source\" between nodes the experts in a row of topk_idx must differ",
           record.peer, record.seen, record.rank, record.expected);

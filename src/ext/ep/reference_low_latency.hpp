@@ -41,8 +41,8 @@ std::vector<std::uint16_t> lowLatencyCombine(const std::vector<LowLatencyReceive
                                              const std::vector<std::vector<std::uint16_t>>& y,
                                              const Routing& routing, const Placement& placement,
                                              int home, int hidden);
-/// The same, reduced at home: all rows times their weights in fp32 (fused multiply-add, in the order
-/// of k), rounded once.
+/// The same, reduced at home: all rows times their weights in fp32 (fused multiply-add, in the
+/// order of k), rounded once.
 std::vector<std::uint16_t> lowLatencyCombineAtSource(
     const std::vector<LowLatencyReceived>& received,
     const std::vector<std::vector<std::uint16_t>>& y, const Routing& routing,
