@@ -292,9 +292,9 @@ template <class Area>
 Launch combineLaunch(const LowLatencyCombineRequest& request, const Area& area, const Tensor& out,
                      const Group& group) {
   return [args = combineArgs(request, area, out, group), numSms = request.numSms, out,
-          idx = request.topkIdx, weights = request.topkWeights, used = request.handle, times = request.times,
-          waits = request.waitTotals](Group& g, void* stream, LowLatencyPhase phase,
-                                      std::uint64_t laterSends) mutable {
+          idx = request.topkIdx, weights = request.topkWeights, used = request.handle,
+          times = request.times, waits = request.waitTotals](
+             Group& g, void* stream, LowLatencyPhase phase, std::uint64_t laterSends) mutable {
     args.group.phase = phase;
     args.group.laterSends = laterSends;
     if constexpr (std::is_same_v<Area, SourceArea>) {

@@ -72,8 +72,8 @@ struct CombineRows {
   /// Rows here of a peer's first tokens, as the dispatch counted them: the peer is behind a port
   /// channel.
   __device__ __forceinline__ RowCount rowsBefore(int source, int tokens) const {
-    return {static_cast<std::uint32_t>(
-        a.rowTable[RowTable{a.area.maxTokens}.before(source, tokens)])};
+    return {
+        static_cast<std::uint32_t>(a.rowTable[RowTable{a.area.maxTokens}.before(source, tokens)])};
   }
 
   // ---- work ------------------------------------------------------------------------------------

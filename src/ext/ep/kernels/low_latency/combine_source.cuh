@@ -106,8 +106,7 @@ struct SourceCombineBlock : CombineRows<LowLatencySourceArgs, Path> {
   /// The last block: the signal that weights come with in the other combine, since signals are
   /// counted and the two may take turns.
   __device__ __forceinline__ void signalPorts() const {
-    sendToPorts<Path>(a.group, PortMessage::weights, turn.epoch,
-                      [&](int) { return PortRange{}; });
+    sendToPorts<Path>(a.group, PortMessage::weights, turn.epoch, [&](int) { return PortRange{}; });
   }
   /// After all rows: the block that comes last lets them go.
   __device__ __forceinline__ void sendPorts() const {
@@ -123,7 +122,8 @@ struct SourceCombineBlock : CombineRows<LowLatencySourceArgs, Path> {
         }
         rows = a.area.outboxRows;
       }
-      return PortRange{a.area.outboxRow(peer, 0), a.area.portRow(a.rowTable[RowTable{a.area.maxTokens}.base(peer)]),
+      return PortRange{a.area.outboxRow(peer, 0),
+                       a.area.portRow(a.rowTable[RowTable{a.area.maxTokens}.base(peer)]),
                        static_cast<std::size_t>(rows) * a.area.rowBytes};
     });
   }

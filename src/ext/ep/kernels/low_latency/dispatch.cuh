@@ -66,7 +66,8 @@ struct DispatchBlock {
     return {selection, loadRow(token, 0)};
   }
   /// The place of a token's row at a rank behind a port channel, or behind the last token how many
-  /// rows go there. A whole warp. Ids that do not fit into shared memory are read from the caller's.
+  /// rows go there. A whole warp. Ids that do not fit into shared memory are read from the
+  /// caller's.
   __device__ __forceinline__ int placeAtPort(int token, int rank) const {
     if (!shared.idsHere) return placeAt(a, token, rank);
     return IdReader<Path>{a, shared, turn.epoch}.rowsTo(rank, a.group.rank, token).tokens();

@@ -347,10 +347,12 @@ struct IdReader {
       if (a.area.topk == kIdsPerUnit) {
         const Vec16 ids = unit(source, t);
 #pragma unroll
-        for (int i = 0; i < 4; ++i) selections += isThere(ids.w[i] & 0xFFFFu) + isThere(ids.w[i] >> 16);
+        for (int i = 0; i < 4; ++i)
+          selections += isThere(ids.w[i] & 0xFFFFu) + isThere(ids.w[i] >> 16);
       } else {
 #pragma unroll 1
-        for (int k = 0; k < a.area.topk; ++k) selections += isThere(id(source, t * a.area.topk + k));
+        for (int k = 0; k < a.area.topk; ++k)
+          selections += isThere(id(source, t * a.area.topk + k));
       }
       sum += RowCount::ofToken(selections).packed;
     }
