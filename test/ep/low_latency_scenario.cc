@@ -194,6 +194,7 @@ LowLatencyCombineResult lowLatencyCombine(RankContext& rank, const LowLatencyWor
   request.topkIdx = rank.upload(DType::i64, {tokens, topk}, routing.topkIdx);
   request.topkWeights = rank.upload(DType::f32, {tokens, topk}, routing.topkWeights);
   request.handle = handle;
+  request.useLogfmt = call.logfmt;
   request.returnRecvHook = call.hook;
   request.numSms = call.numSms;
   request.order = rank.order();
@@ -213,9 +214,11 @@ void expectLowLatencyCombine(RankContext& rank, const LowLatencyWorld& world,
   for (int r = 0; r < world.ranks(); ++r) {
     y.push_back(lowLatencyExperts(world, call.id, call.hidden, r));
   }
+  const auto combine =
+      call.logfmt ? reference::lowLatencyCombineLogfmt : reference::lowLatencyCombine;
   expectSame("combined x",
-             reference::lowLatencyCombine(world.allReceived(), y, world.routing(rank.rank()),
-                                          world.placement(), rank.rank(), call.hidden),
+             combine(world.allReceived(), y, world.routing(rank.rank()), world.placement(),
+                     rank.rank(), call.hidden),
              rank.download<std::uint16_t>(result.x), index(call.hidden));
 }
 

@@ -248,7 +248,8 @@ LowLatencyCombineResult Buffer::lowLatencyCombine(const LowLatencyCombineRequest
   const LowLatencyHandleState& handle = *request.handle.operator->();
   LowLatencyCombineArgs args;
   args.area =
-      CombineArea::make(group.ranks(), handle.maxTokens, handle.topk, bf16Units(handle.hidden));
+      CombineArea::make(group.ranks(), handle.maxTokens, handle.topk, bf16Units(handle.hidden),
+                        request.useLogfmt);
   checkRegion(group, args.area.total(), "low_latency_combine");
   args.waitTotals = waitTotals(request.waitTotals, group);
   CallOrder order(group, request.order, CallStream::caller);
@@ -266,6 +267,7 @@ LowLatencyCombineResult Buffer::lowLatencyCombine(const LowLatencyCombineRequest
   args.slots = handle.slots.as<const std::int32_t>();
   args.sourceTokens = handle.sourceTokens.as<const std::int32_t>();
   args.out = result.x.as<char>();
+  args.logfmt = request.useLogfmt;
   // The hook reads topk_idx again; its memory, the handle's and the output's live as long as it.
   const auto launch = [args, numSms = request.numSms, out = result.x, idx = request.topkIdx,
                        used = request.handle,

@@ -81,6 +81,9 @@ struct LowLatencyCombineRequest {
   Tensor topkIdx;      ///< i64 [tokens, topk], as dispatched
   Tensor topkWeights;  ///< f32 [tokens, topk]
   LowLatencyHandle handle;
+  /// Sums travel as 10-bit logarithmic values instead of bf16: 5/8 of the bytes, less exact, see
+  /// docs/low_latency.md. All ranks alike.
+  bool useLogfmt = false;
   bool returnRecvHook = false;
   Tensor waitTotals;  ///< as in the dispatch
   int numSms = 0;

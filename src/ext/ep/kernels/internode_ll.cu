@@ -1,6 +1,7 @@
 #include <mscclpp/device/launch.hpp>
 
 #include "low_latency/combine.cuh"
+#include "low_latency/combine_logfmt.cuh"
 #include "low_latency/dispatch.cuh"
 
 /// Launchers of the low-latency kernels. Compiled by nvcc for CUDA, and through cpu_entry_ll.cc by
@@ -69,10 +70,16 @@ void launchDispatch(LowLatencyDispatchArgs args, bool e4m3, int blocks, void* st
 void launchCombine(LowLatencyCombineArgs args, int blocks, void* stream) {
   const int peers = (args.group.ranks - 1) * args.area.maxTokens;
   const int items = (sends(args.group.phase) ? peers : 0) + args.tokens;
-  const LaunchShape shape = shapeFor(args, items, blocks, sizeof(CombineShared));
+  const LaunchShape shape =
+      shapeFor(args, items, blocks, args.logfmt ? sizeof(LogfmtShared) : sizeof(CombineShared));
   const auto native = static_cast<NativeStream>(stream);
   withPath(args.group, isFast(args), [&](auto path) {
-    launch<lowLatencyCombineKernel<decltype(path)>, kLowLatencyThreads>(shape, native, args);
+    using Path = decltype(path);
+    if (args.logfmt) {
+      launch<lowLatencyLogfmtKernel<Path>, kLowLatencyThreads>(shape, native, args);
+    } else {
+      launch<lowLatencyCombineKernel<Path>, kLowLatencyThreads>(shape, native, args);
+    }
   });
 }
 
@@ -84,6 +91,8 @@ void preparePath() {
       kLowLatencyShared);
   prepare<lowLatencyCombineKernel<Path>, kLowLatencyThreads, LowLatencyCombineArgs>(
       sizeof(CombineShared));
+  prepare<lowLatencyLogfmtKernel<Path>, kLowLatencyThreads, LowLatencyCombineArgs>(
+      sizeof(LogfmtShared));
 }
 void prepareAll() {
   preparePath<FastPath>();

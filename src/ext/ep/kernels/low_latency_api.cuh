@@ -100,6 +100,7 @@ struct LowLatencyCombineArgs {
   const std::int32_t* sourceTokens = nullptr;  ///< of the dispatch
   char* out = nullptr;                         ///< bf16 [tokens, hidden]
   std::int64_t* waitTotals = nullptr;          ///< optional [ranks] nanoseconds, added to
+  bool logfmt = false;    ///< peers' sums travel as plan/logfmt.hpp says; so does the area
   LowLatencyGroup group;                       ///< last: its end is seldom read
 };
 
