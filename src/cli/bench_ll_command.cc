@@ -78,6 +78,8 @@ void addLowLatencyBench(CLI::App& app, const std::vector<std::string>& arguments
   command->add_option("--sms", bench.numSms, "Blocks per kernel at most; default 0: all")
       ->check(CLI::Range(0, 1024).description(""))
       ->type_name("N");
+  command->add_flag("--logfmt", bench.logfmt,
+                    "Combine with use_logfmt: sums travel as 10-bit logarithmic values");
   command->add_option("--seed", bench.seed, "Of routing and contents; any number; default 1")
       ->type_name("N");
   command

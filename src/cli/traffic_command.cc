@@ -34,12 +34,12 @@ int run(const Arguments& arguments) {
   checkHidden(shape.hidden);
   std::string text = fmt::format(
       "low latency, worked out and not run: {} tokens per rank, hidden {}, top-{} of {} experts, "
-      "uniform routing, {} out, BF16 back, {} ranks per node\n"
+      "uniform routing, {} out, {} back, {} ranks per node\n"
       "per rank and call, mean over the ranks; node MB: stored to ranks of the own node; puts, "
       "adds, "
       "MB: to other nodes; rows: messages if every selection's row were put by itself\n",
       shape.tokens, shape.hidden, shape.topk, shape.experts, shape.fp8 ? "FP8" : "BF16",
-      shape.ranksPerNode);
+      shape.logfmt ? "LogFMT" : "BF16", shape.ranksPerNode);
   TextTable table({"ranks", "call", "node MB", "puts", "MB", "adds", "rows", "rows MB"}, 2);
   for (const int ranks : arguments.ranks) {
     shape.ranks = ranks;
@@ -77,6 +77,7 @@ void addTraffic(CLI::App& app, Action& action) {
   number("--topk", shape.topk, 1, kMaxLowLatencyTopk, "Experts per token");
   number("--experts", shape.experts, 1, kMaxLowLatencyExperts, "Experts of all ranks");
   command->add_flag("--bf16", args->bf16, "Dispatch sends BF16; default: FP8 with its scales");
+  command->add_flag("--logfmt", shape.logfmt, "Combine with use_logfmt");
   command->add_option("--seed", shape.seed, "Of the routing; any number; default 1")
       ->type_name("N");
   command->callback([args, &action] { action = [args] { return run(*args); }; });

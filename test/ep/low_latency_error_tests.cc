@@ -229,17 +229,20 @@ TEST(EpLowLatencyShrink, GoesOnWithoutTheRankThatDoesNotCome) {
           const auto sent = lowLatencyDispatch(rank, survivors, {.id = id, .hook = id == 3});
           if (sent.hook) sent.hook(rank.compute().native());
           expectLowLatencyDispatch(rank, survivors, {.id = id}, sent);
-          const auto combined = lowLatencyCombine(rank, survivors, {.id = id}, sent.handle);
+          const bool logfmt = id != 3;
+          const auto combined =
+              lowLatencyCombine(rank, survivors, {.id = id, .logfmt = logfmt}, sent.handle);
           // Rows of the missing rank's experts count as nothing.
           std::vector<std::vector<std::uint16_t>> y;
           for (int r = 0; r < 3; ++r) {
             y.push_back(lowLatencyExperts(survivors, id, 64, r));
             if (r == 1) std::fill(y.back().begin(), y.back().end(), std::uint16_t{0});
           }
+          const auto expected =
+              logfmt ? reference::lowLatencyCombineLogfmt : reference::lowLatencyCombine;
           expectSame("combined x",
-                     reference::lowLatencyCombine(survivors.allReceived(), y,
-                                                  survivors.routing(rank.rank()),
-                                                  survivors.placement(), rank.rank(), 64),
+                     expected(survivors.allReceived(), y, survivors.routing(rank.rank()),
+                              survivors.placement(), rank.rank(), 64),
                      rank.download<std::uint16_t>(combined.x), 64);
         }
         const Tensor mask = rank.empty(DType::i32, {3});

@@ -190,6 +190,7 @@ class LowLatencyCombineRequest:
     topk_idx: Tensor
     topk_weights: Tensor
     handle: LowLatencyHandle
+    use_logfmt: bool
     return_recv_hook: bool
     wait_totals: Tensor
     num_sms: int

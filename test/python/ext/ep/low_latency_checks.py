@@ -63,12 +63,14 @@ def received(event, hook, async_finish=False, return_recv_hook=False):
     event.current_stream_wait()
 
 
-def ll_round_trip(me, buffer, world, form, *, zero_copy=False, out=False, **how):
+def ll_round_trip(
+    me, buffer, world, form, *, zero_copy=False, out=False, use_logfmt=False, **how
+):
     recv_x, count, handle, event, hook = dispatch(me, buffer, world, form, **how)
     received(event, hook, **how)
     world.check_dispatch(me.rank, form, recv_x, count, handle)
-    combined, event, hook = combine(
-        me, buffer, world, form, recv_x, handle, zero_copy=zero_copy, out=out, **how
-    )
+    options = {"zero_copy": zero_copy, "out": out, "use_logfmt": use_logfmt}
+    combined, event, hook = combine(me, buffer, world, form, recv_x, handle, **options, **how)
     received(event, hook, **how)
-    world.check_combined(me.rank, form, combined)
+    world.check_combined(me.rank, form, combined, use_logfmt)
+    return combined
