@@ -169,7 +169,7 @@ class LowLatencyCalls(Core):
             handle: what low_latency_dispatch returned.
             use_logfmt: the sums travel as 10-bit logarithmic values, 5/8 of bfloat16's bytes: each
                 is off by at most 1/1020 of the octaves between the smallest and the largest of 56
-                neighbours (typically 0.6 %, at most 1.6 %); magnitudes below 2^-16 of the largest
+                neighbours (typically 0.8 %, at most 1.6 %); magnitudes below 2^-16 of the largest
                 become 0, and 56 with an infinity or NaN become NaN. Equal on all ranks.
             zero_copy: the experts' output is read from the tensor that
                 get_next_low_latency_combine_buffer(handle) returned; x is only looked at.

@@ -12,7 +12,7 @@
 /// power of two): a step of 2^23 is one octave. A group of 56 values, a line of bf16, has its own
 /// scale from its smallest to its largest magnitude. Code 0 is zero, codes 1 .. 511 are 510 equal
 /// steps of the scale, so a value is off by at most step / 2 = range / 1020 (range in octaves, at
-/// most 16: 1.6 %; typically 6 octaves: 0.6 %), and rounded to the nearest of what there is.
+/// most 16: 1.6 %; typically 8 octaves: 0.8 %), and rounded to the nearest of what there is.
 /// - Magnitudes below 2^-16 of a group's largest (rounded up to 8 bits) become zero.
 /// - Below 2^-126 steps are equal differences: there the error is at most 2^-126 / 1020.
 /// - A group that has an infinity or a NaN comes out as NaN.
