@@ -37,6 +37,16 @@ std::vector<std::uint16_t> wholeNumbers(std::uint64_t seed, int rank, int tokens
   return x;
 }
 
+LowLatencyReduce reduceOf(const LowLatencyBenchOptions& options) {
+  return options.combineReduce == "source" ? LowLatencyReduce::source : LowLatencyReduce::rank;
+}
+/// So that the largest number of tokens fits.
+std::size_t regionBytes(const LowLatencyBenchOptions& options) {
+  return lowLatencySizeHint(*std::ranges::max_element(options.tokens), options.hidden,
+                            options.ranks, options.experts,
+                            {.reduce = reduceOf(options), .topk = options.topk, .spansNodes = true});
+}
+
 /// One rank's calls for one number of tokens.
 class LowLatencyRank {
  public:
@@ -99,6 +109,7 @@ class LowLatencyRank {
     outputs_.layoutRange = device_.make(DType::i64, {experts, ranks});
     outputs_.slots = device_.make(DType::i32, {ranks, tokens, topk});
     outputs_.sourceTokens = device_.make(DType::i32, {ranks});
+    outputs_.sourceBase = device_.make(DType::i32, {ranks});
     quantised_ = device_.make(DType::e4m3, {experts, rows, hidden});
     scales_ = device_.make(DType::f32, {experts, blocks, rows});
     expected_.resize(x_.size());
@@ -117,11 +128,17 @@ class LowLatencyRank {
     for (int rank = 0; rank < options_.ranks; ++rank) {
       if (rank != context_.rank) remoteRows_ += layout.tokensPerRank[index(rank)];
     }
+    double remoteSelections = 0;
+    for (std::size_t e = 0; e < layout.tokensPerExpert.size(); ++e) {
+      if (placement.rankOf[e] != context_.rank) remoteSelections += layout.tokensPerExpert[e];
+    }
     bytes_.combineBytes = static_cast<double>(routing_.topkIdx.size()) * 2.0 * options_.hidden;
     const auto area =
         CombineArea::make(options_.ranks, tokens_, options_.topk, bf16Units(options_.hidden),
                           options_.logfmt);
-    bytes_.combineWire = remoteRows_ * static_cast<double>(area.rowBytes);
+    const bool atSource = reduceOf(options_) == LowLatencyReduce::source;
+    bytes_.combineWire =
+        (atSource ? remoteSelections : remoteRows_) * static_cast<double>(area.rowBytes);
   }
 
   void dispatch(bool fp8, bool halves) {
@@ -148,6 +165,7 @@ class LowLatencyRank {
     request.topkWeights = weights_;
     request.handle = handle_;
     request.useLogfmt = options_.logfmt;
+    request.reduce = reduceOf(options_);
     request.returnRecvHook = halves;
     request.numSms = options_.numSms;
     request.out = combined_;
@@ -258,8 +276,7 @@ int runLowLatencyBench(const LowLatencyBenchOptions& options, const RankContext&
   bufferOptions.platform = options.platform;
   bufferOptions.deviceIndex = device.device().index();
   bufferOptions.lowLatencyMode = true;
-  bufferOptions.numRdmaBytes = lowLatencySizeHint(*std::ranges::max_element(options.tokens),
-                                                  options.hidden, options.ranks, options.experts);
+  bufferOptions.numRdmaBytes = regionBytes(options);
   bufferOptions.topology = options.topology;
   Buffer buffer(context.bootstrap, bufferOptions);
   const Topology& topology = buffer.topology();

@@ -80,6 +80,7 @@ void addLowLatencyBench(CLI::App& app, const std::vector<std::string>& arguments
       ->type_name("N");
   command->add_flag("--logfmt", bench.logfmt,
                     "Combine with use_logfmt: sums travel as 10-bit logarithmic values");
+  addCombineReduce(*command, bench.combineReduce);
   command->add_option("--seed", bench.seed, "Of routing and contents; any number; default 1")
       ->type_name("N");
   command

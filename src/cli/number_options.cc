@@ -23,6 +23,15 @@ void NumberOptions::operator()(const char* name, std::optional<int>& value, int 
         most);
 }
 
+void addCombineReduce(CLI::App& command, std::string& reduce) {
+  command
+      .add_option("--combine-reduce", reduce,
+                  "Where a token's rows are added: rank (of the experts: fewest bytes) or source (its "
+                  "home: rounded once); default rank")
+      ->check(CLI::IsMember({"rank", "source"}).description(""))
+      ->type_name("NAME");
+}
+
 void checkHidden(int hidden) {
   if (hidden % 8 == 0) return;
   throw CLI::ValidationError("--hidden", fmt::format("{} is not a multiple of 8", hidden));

@@ -5,7 +5,7 @@
 
 #include <CLI/CLI.hpp>
 
-/// Options that are whole numbers, and the checks of shapes that commands share.
+/// Options that are whole numbers, and options and checks of shapes that commands share.
 namespace mscclpp::ep::cli {
 
 /// Adds such options to a command; the help text ends with what is allowed.
@@ -21,6 +21,9 @@ class NumberOptions {
  private:
   CLI::App& command_;
 };
+
+/// --combine-reduce of the low-latency commands: "rank" or "source".
+void addCombineReduce(CLI::App& command, std::string& reduce);
 
 /// @throws CLI::ValidationError that names the option and what is allowed.
 void checkHidden(int hidden);

@@ -21,6 +21,7 @@ struct Arguments {
   LowLatencyShape shape;
   std::vector<int> ranks = {8, 16, 32, 64, 128, 256, 512};
   bool bf16 = false;
+  std::string reduce = "rank";
 };
 
 std::string inMegabytes(double bytes) {
@@ -30,17 +31,17 @@ std::string inMegabytes(double bytes) {
 int run(const Arguments& arguments) {
   LowLatencyShape shape = arguments.shape;
   shape.fp8 = !arguments.bf16;
+  shape.source = arguments.reduce == "source";
   checkTopk(shape.topk, shape.experts);
   checkHidden(shape.hidden);
   std::string text = fmt::format(
       "low latency, worked out and not run: {} tokens per rank, hidden {}, top-{} of {} experts, "
-      "uniform routing, {} out, {} back, {} ranks per node\n"
-      "per rank and call, mean over the ranks; node MB: stored to ranks of the own node; puts, "
-      "adds, "
-      "MB: to other nodes; rows: messages if every selection's row were put by itself\n",
+      "uniform routing, {} out, {} back, combine_reduce {}, {} ranks per node\n"
+      "per rank and call, mean over the ranks; node MB: stored to ranks of the own node; puts, MB, "
+      "signals (without a put), adds: to other nodes; rows: messages if every selection's row were put by itself\n",
       shape.tokens, shape.hidden, shape.topk, shape.experts, shape.fp8 ? "FP8" : "BF16",
-      shape.logfmt ? "LogFMT" : "BF16", shape.ranksPerNode);
-  TextTable table({"ranks", "call", "node MB", "puts", "MB", "adds", "rows", "rows MB"}, 2);
+      shape.logfmt ? "LogFMT" : "BF16", arguments.reduce, shape.ranksPerNode);
+  TextTable table({"ranks", "call", "node MB", "puts", "MB", "signals", "adds", "rows", "rows MB"}, 2);
   for (const int ranks : arguments.ranks) {
     shape.ranks = ranks;
     const LowLatencyRoundTrip trip = lowLatencyTraffic(shape);
@@ -48,7 +49,7 @@ int run(const Arguments& arguments) {
       const LowLatencyTraffic& one = out ? trip.dispatch : trip.combine;
       table.add({std::to_string(ranks), out ? "dispatch" : "combine", inMegabytes(one.memoryBytes),
                  fmt::format("{:.0f}", one.puts), inMegabytes(one.putBytes),
-                 fmt::format("{:.0f}", one.adds), fmt::format("{:.0f}", one.rows),
+                 fmt::format("{:.0f}", one.signals), fmt::format("{:.0f}", one.adds), fmt::format("{:.0f}", one.rows),
                  inMegabytes(one.rowBytes)});
     }
   }
@@ -78,6 +79,7 @@ void addTraffic(CLI::App& app, Action& action) {
   number("--experts", shape.experts, 1, kMaxLowLatencyExperts, "Experts of all ranks");
   command->add_flag("--bf16", args->bf16, "Dispatch sends BF16; default: FP8 with its scales");
   command->add_flag("--logfmt", shape.logfmt, "Combine with use_logfmt");
+  addCombineReduce(*command, args->reduce);
   command->add_option("--seed", shape.seed, "Of the routing; any number; default 1")
       ->type_name("N");
   command->callback([args, &action] { action = [args] { return run(*args); }; });

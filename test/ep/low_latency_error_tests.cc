@@ -168,6 +168,7 @@ class EpLowLatencyMissing : public ::testing::TestWithParam<const char*> {};
 TEST_P(EpLowLatencyMissing, IsNamedByTheOthers) {
   const std::string call = GetParam();
   const LowLatencyWorld world({.ranks = 3, .tokens = {6}, .topk = 6, .experts = 6});
+  const bool source = call == "source";
   const auto names = [](const std::string& text) {
     return containsAll(text, {"timeout: EP timeout after", "waited for rank 1"});
   };
@@ -177,13 +178,18 @@ TEST_P(EpLowLatencyMissing, IsNamedByTheOthers) {
   bool named = false;
   expectAtSomeLimit(kFirstLimit, kLate, wanted, [&](milliseconds limit) {
     const std::vector<std::string> texts = tryRanks(
-        3, [&](int) { return optionsWith(world, limit); },
+        3,
+        [&](int) {
+          BufferOptions options = optionsWith(world, limit);
+          if (source) options.numRdmaBytes = roomForBoth(world, 64).numRdmaBytes;
+          return options;
+        },
         [&](RankContext& rank) {
           const auto sent = lowLatencyDispatch(rank, world, {.id = 1});
           rank.sync();
           if (rank.rank() == 1) return;
-          if (call == "combine") {
-            lowLatencyCombine(rank, world, {.id = 1}, sent.handle);
+          if (call == "combine" || source) {
+            lowLatencyCombine(rank, world, {.id = 1, .source = source}, sent.handle);
           } else {
             const auto again = lowLatencyDispatch(rank, world, {.id = 2, .hook = call == "hook"});
             if (again.hook) again.hook(rank.compute().native());
@@ -197,12 +203,15 @@ TEST_P(EpLowLatencyMissing, IsNamedByTheOthers) {
   EXPECT_TRUE(named) << "nobody named rank 1";
 }
 INSTANTIATE_TEST_SUITE_P(Calls, EpLowLatencyMissing,
-                         ::testing::Values("dispatch", "hook", "combine"),
+                         ::testing::Values("dispatch", "hook", "combine", "source"),
                          [](const auto& test) { return std::string(test.param); });
 
 /// With enable_shrink the rank that does not come is masked, and the others go on with exact
 /// results: its experts' rows are what is missing, and its tokens.
-TEST(EpLowLatencyShrink, GoesOnWithoutTheRankThatDoesNotCome) {
+class EpLowLatencyLost : public ::testing::TestWithParam<bool> {};
+
+TEST_P(EpLowLatencyLost, GoesOnWithoutTheRankThatDoesNotCome) {
+  const bool source = GetParam();
   const LowLatencyWorld world({.ranks = 3, .tokens = {5, 4, 6}, .topk = 2, .experts = 6});
   // What the survivors must see: rank 1 has no tokens, and nobody gets rows from its experts.
   LowLatencySpec without = world.spec();
@@ -214,6 +223,7 @@ TEST(EpLowLatencyShrink, GoesOnWithoutTheRankThatDoesNotCome) {
       3,
       [&](int) {
         BufferOptions options = optionsWith(world, milliseconds(1000));
+        options.numRdmaBytes = roomForBoth(world, 64).numRdmaBytes;
         options.enableShrink = true;
         return options;
       },
@@ -229,20 +239,19 @@ TEST(EpLowLatencyShrink, GoesOnWithoutTheRankThatDoesNotCome) {
           const auto sent = lowLatencyDispatch(rank, survivors, {.id = id, .hook = id == 3});
           if (sent.hook) sent.hook(rank.compute().native());
           expectLowLatencyDispatch(rank, survivors, {.id = id}, sent);
-          const bool logfmt = id != 3;
-          const auto combined =
-              lowLatencyCombine(rank, survivors, {.id = id, .logfmt = logfmt}, sent.handle);
+          const LowLatencyCase back{.id = id,
+                                    .hook = source && id == 4,
+                                    .logfmt = !source && id != 3,
+                                    .source = source};
+          const auto combined = lowLatencyCombine(rank, survivors, back, sent.handle);
+          if (combined.hook) combined.hook(rank.compute().native());
           // Rows of the missing rank's experts count as nothing.
           std::vector<std::vector<std::uint16_t>> y;
           for (int r = 0; r < 3; ++r) {
             y.push_back(lowLatencyExperts(survivors, id, 64, r));
             if (r == 1) std::fill(y.back().begin(), y.back().end(), std::uint16_t{0});
           }
-          const auto expected =
-              logfmt ? reference::lowLatencyCombineLogfmt : reference::lowLatencyCombine;
-          expectSame("combined x",
-                     expected(survivors.allReceived(), y, survivors.routing(rank.rank()),
-                              survivors.placement(), rank.rank(), 64),
+          expectSame("combined x", combinedReference(survivors, back, y, rank.rank()),
                      rank.download<std::uint16_t>(combined.x), 64);
         }
         const Tensor mask = rank.empty(DType::i32, {3});
@@ -252,6 +261,10 @@ TEST(EpLowLatencyShrink, GoesOnWithoutTheRankThatDoesNotCome) {
       });
   for (const std::string& error : errors) EXPECT_EQ(error, "");
 }
+
+INSTANTIATE_TEST_SUITE_P(Reduced, EpLowLatencyLost, ::testing::Bool(), [](const auto& test) {
+  return std::string(test.param ? "AtHome" : "WhereTheExpertsAre");
+});
 
 /// A mask that the caller sets, and takes back.
 TEST(EpLowLatencyShrink, CallerMasks) {

@@ -59,6 +59,20 @@ BufferOptions lowLatencyOptions(const LowLatencyWorld& world, int hidden) {
   return options;
 }
 
+BufferOptions sourceOptions(const LowLatencyWorld& world, int hidden, bool spansNodes) {
+  BufferOptions options = lowLatencyOptions(world, hidden);
+  options.numRdmaBytes = lowLatencySizeHint(
+      world.maxTokens(), hidden, world.ranks(), world.spec().experts,
+      {.reduce = LowLatencyReduce::source, .topk = world.spec().topk, .spansNodes = spansNodes});
+  return options;
+}
+BufferOptions roomForBoth(const LowLatencyWorld& world, int hidden) {
+  BufferOptions options = lowLatencyOptions(world, hidden);
+  options.numRdmaBytes =
+      std::max(options.numRdmaBytes, sourceOptions(world, hidden, true).numRdmaBytes);
+  return options;
+}
+
 LowLatencyDispatchResult lowLatencyDispatch(RankContext& rank, const LowLatencyWorld& world,
                                             const LowLatencyCase& call) {
   const reference::Routing& routing = world.routing(rank.rank());
@@ -90,6 +104,7 @@ LowLatencyDispatchResult lowLatencyDispatch(RankContext& rank, const LowLatencyW
     out.layoutRange = rank.empty(DType::i64, {experts, ranks});
     out.slots = rank.empty(DType::i32, {ranks, world.maxTokens(), topk});
     out.sourceTokens = rank.empty(DType::i32, {ranks});
+    out.sourceBase = rank.empty(DType::i32, {ranks});
   }
   return rank.buffer().lowLatencyDispatch(request);
 }
@@ -195,6 +210,7 @@ LowLatencyCombineResult lowLatencyCombine(RankContext& rank, const LowLatencyWor
   request.topkWeights = rank.upload(DType::f32, {tokens, topk}, routing.topkWeights);
   request.handle = handle;
   request.useLogfmt = call.logfmt;
+  request.reduce = call.source ? LowLatencyReduce::source : LowLatencyReduce::rank;
   request.returnRecvHook = call.hook;
   request.numSms = call.numSms;
   request.order = rank.order();
@@ -208,17 +224,23 @@ LowLatencyCombineResult lowLatencyCombine(RankContext& rank, const LowLatencyWor
   return result;
 }
 
+std::vector<std::uint16_t> combinedReference(const LowLatencyWorld& world,
+                                             const LowLatencyCase& call,
+                                             const std::vector<std::vector<std::uint16_t>>& y,
+                                             int home) {
+  const auto reduce = call.source   ? reference::lowLatencyCombineAtSource
+                      : call.logfmt ? reference::lowLatencyCombineLogfmt
+                                    : reference::lowLatencyCombine;
+  return reduce(world.allReceived(), y, world.routing(home), world.placement(), home, call.hidden);
+}
+
 void expectLowLatencyCombine(RankContext& rank, const LowLatencyWorld& world,
                              const LowLatencyCase& call, const LowLatencyCombineResult& result) {
   std::vector<std::vector<std::uint16_t>> y;
   for (int r = 0; r < world.ranks(); ++r) {
     y.push_back(lowLatencyExperts(world, call.id, call.hidden, r));
   }
-  const auto combine =
-      call.logfmt ? reference::lowLatencyCombineLogfmt : reference::lowLatencyCombine;
-  expectSame("combined x",
-             combine(world.allReceived(), y, world.routing(rank.rank()), world.placement(),
-                     rank.rank(), call.hidden),
+  expectSame("combined x", combinedReference(world, call, y, rank.rank()),
              rank.download<std::uint16_t>(result.x), index(call.hidden));
 }
 

@@ -50,10 +50,16 @@ struct LowLatencyCase {
   bool logfmt = false;   ///< combine's sums travel that way
   bool outputs = false;  ///< the caller brings them, poisoned
   int numSms = 0;
+  bool source = false;  ///< the combine is reduced at home
 };
 
-/// Options of a Buffer whose region holds every case with this hidden on this world.
+/// Options of a Buffer whose region holds every case with this hidden on this world that is reduced
+/// on the experts' ranks.
 BufferOptions lowLatencyOptions(const LowLatencyWorld& world, int hidden);
+/// The same for cases that are reduced at home. `spansNodes`: also when they go between nodes.
+BufferOptions sourceOptions(const LowLatencyWorld& world, int hidden, bool spansNodes);
+/// The same for all, on any nodes.
+BufferOptions roomForBoth(const LowLatencyWorld& world, int hidden);
 
 LowLatencyDispatchResult lowLatencyDispatch(RankContext& rank, const LowLatencyWorld& world,
                                             const LowLatencyCase& call);
@@ -67,6 +73,11 @@ std::vector<std::uint16_t> lowLatencyExperts(const LowLatencyWorld& world, std::
 LowLatencyCombineResult lowLatencyCombine(RankContext& rank, const LowLatencyWorld& world,
                                           const LowLatencyCase& call,
                                           const LowLatencyHandle& handle);
+/// What rank `home` must get when the experts return `y`, per rank.
+std::vector<std::uint16_t> combinedReference(const LowLatencyWorld& world,
+                                             const LowLatencyCase& call,
+                                             const std::vector<std::vector<std::uint16_t>>& y,
+                                             int home);
 void expectLowLatencyCombine(RankContext& rank, const LowLatencyWorld& world,
                              const LowLatencyCase& call, const LowLatencyCombineResult& result);
 /// Dispatch as `sent` says, combine as `back` says, hooks included; then both are checked.

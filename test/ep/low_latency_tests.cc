@@ -176,16 +176,19 @@ TEST(EpLowLatency, StatisticsAddUp) {
   });
 }
 
-/// What goes to other nodes is one put of a dispatch and two of a combine per peer, and an add for
-/// each call: what traffic-ll says.
-TEST(EpLowLatency, ProxiesCarryAsManyMessagesAsWorkedOut) {
+/// What goes to other nodes is one put of a dispatch and two of a combine per peer (reduced at home:
+/// one, and a signal), and an add for each call: what traffic-ll says.
+class EpLowLatencyMessages : public ::testing::TestWithParam<bool> {};
+
+TEST_P(EpLowLatencyMessages, ProxiesCarryAsManyAsWorkedOut) {
+  const bool source = GetParam();
   const LowLatencyWorld world({.ranks = 4, .tokens = {6, 0, 9}, .topk = 3, .experts = 8});
-  runRanks(4, lowLatencyOptions(world, 64), [&](RankContext& rank) {
+  runRanks(4, roomForBoth(world, 64), [&](RankContext& rank) {
     const Topology& topology = rank.buffer().topology();
     constexpr std::uint64_t kTrips = 3;
     for (std::uint64_t i = 0; i < kTrips; ++i) {
       const auto sent = lowLatencyDispatch(rank, world, {.id = 10 + i});
-      lowLatencyCombine(rank, world, {.id = 20 + i}, sent.handle);
+      lowLatencyCombine(rank, world, {.id = 20 + i, .source = source}, sent.handle);
     }
     rank.sync();
     const int perNode = static_cast<int>(topology.members(0).size());
@@ -194,9 +197,10 @@ TEST(EpLowLatency, ProxiesCarryAsManyMessagesAsWorkedOut) {
                                                         .tokens = world.maxTokens(),
                                                         .hidden = 64,
                                                         .topk = 3,
-                                                        .experts = 8});
-    const double each =
-        trip.dispatch.puts + trip.dispatch.adds + trip.combine.puts + trip.combine.adds;
+                                                        .experts = 8,
+                                                        .source = source});
+    const double each = trip.dispatch.puts + trip.dispatch.adds + trip.combine.puts +
+                        trip.combine.signals + trip.combine.adds;
     const auto expected = static_cast<std::uint64_t>(each * kTrips);
     const auto carried = [&] {
       std::uint64_t triggers = 0;
@@ -211,8 +215,12 @@ TEST(EpLowLatency, ProxiesCarryAsManyMessagesAsWorkedOut) {
   });
 }
 
+INSTANTIATE_TEST_SUITE_P(Reduced, EpLowLatencyMessages, ::testing::Bool(), [](const auto& test) {
+  return std::string(test.param ? "AtHome" : "WhereTheExpertsAre");
+});
+
 TEST(EpLowLatency, TrafficIsThatOfTheRouting) {
-  const ep::LowLatencyShape shape{.ranks = 6,
+  ep::LowLatencyShape shape{.ranks = 6,
                                   .ranksPerNode = 4,
                                   .tokens = 50,
                                   .hidden = 264,
@@ -226,7 +234,7 @@ TEST(EpLowLatency, TrafficIsThatOfTheRouting) {
   EXPECT_DOUBLE_EQ(trip.combine.puts, 2 * trip.dispatch.puts);
   EXPECT_DOUBLE_EQ(trip.dispatch.adds, trip.dispatch.puts);
   const reference::Placement placement = reference::lowLatencyPlacement(12, 6);
-  double near = 0, far = 0, selections = 0;
+  double near = 0, far = 0, selections = 0, nearSelections = 0;
   for (int source = 0; source < 6; ++source) {
     const reference::Routing routing =
         reference::makeRouting({reference::Pattern::uniform, 50, 3, source, 7}, placement);
@@ -236,6 +244,7 @@ TEST(EpLowLatency, TrafficIsThatOfTheRouting) {
         const int rank = placement.rankOf[static_cast<std::size_t>(routing.topkIdx[t * 3 + k])];
         ranks.insert(rank);
         if (rank / 4 != source / 4) ++selections;
+        if (rank / 4 == source / 4 && rank != source) ++nearSelections;
       }
       ranks.erase(source);
       for (const int rank : ranks) ++(rank / 4 == source / 4 ? near : far);
@@ -249,6 +258,12 @@ TEST(EpLowLatency, TrafficIsThatOfTheRouting) {
   EXPECT_DOUBLE_EQ(trip.combine.putBytes, trip.dispatch.puts * weights + far / 6 * row);
   EXPECT_DOUBLE_EQ(trip.dispatch.rows, selections / 6);
   EXPECT_DOUBLE_EQ(trip.combine.rowBytes, selections / 6 * 264 * 2);
+  shape.source = true;
+  const LowLatencyTraffic rows = lowLatencyTraffic(shape).combine;
+  EXPECT_DOUBLE_EQ(rows.memoryBytes, nearSelections / 6 * row);
+  EXPECT_DOUBLE_EQ(rows.putBytes, selections / 6 * row);
+  EXPECT_DOUBLE_EQ(rows.puts, trip.dispatch.puts);
+  EXPECT_DOUBLE_EQ(rows.signals, trip.dispatch.puts);
 }
 
 TEST(EpLowLatency, SizeHintIsExact) {

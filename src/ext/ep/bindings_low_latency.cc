@@ -33,7 +33,8 @@ void bindDispatch(nb::module_& m) {
       .def_rw("source_info", &DispatchOutputs::sourceInfo)
       .def_rw("layout_range", &DispatchOutputs::layoutRange)
       .def_rw("slots", &DispatchOutputs::slots)
-      .def_rw("source_tokens", &DispatchOutputs::sourceTokens);
+      .def_rw("source_tokens", &DispatchOutputs::sourceTokens)
+      .def_rw("source_base", &DispatchOutputs::sourceBase);
   nb::class_<LowLatencyDispatchRequest>(m, "LowLatencyDispatchRequest")
       .def(nb::init<>())
       .def_rw("x", &LowLatencyDispatchRequest::x)
@@ -59,6 +60,9 @@ void bindDispatch(nb::module_& m) {
 }
 
 void bindCombine(nb::module_& m) {
+  nb::enum_<LowLatencyReduce>(m, "LowLatencyReduce")
+      .value("rank", LowLatencyReduce::rank)
+      .value("source", LowLatencyReduce::source);
   nb::class_<LowLatencyCombineRequest>(m, "LowLatencyCombineRequest")
       .def(nb::init<>())
       .def_rw("x", &LowLatencyCombineRequest::x)
@@ -66,6 +70,7 @@ void bindCombine(nb::module_& m) {
       .def_rw("topk_weights", &LowLatencyCombineRequest::topkWeights)
       .def_rw("handle", &LowLatencyCombineRequest::handle)
       .def_rw("use_logfmt", &LowLatencyCombineRequest::useLogfmt)
+      .def_rw("reduce", &LowLatencyCombineRequest::reduce)
       .def_rw("return_recv_hook", &LowLatencyCombineRequest::returnRecvHook)
       .def_rw("wait_totals", &LowLatencyCombineRequest::waitTotals)
       .def_rw("num_sms", &LowLatencyCombineRequest::numSms)
@@ -83,8 +88,14 @@ void bindLowLatency(nb::module_& m) {
   nb::class_<LowLatencyHandle>(m, "LowLatencyHandle");
   bindDispatch(m);
   bindCombine(m);
-  m.def("low_latency_size_hint", &lowLatencySizeHint, "max_tokens"_a, "hidden"_a, "ranks"_a,
-        "experts"_a);
+  m.def(
+      "low_latency_size_hint",
+      [](int maxTokens, int hidden, int ranks, int experts, LowLatencyReduce reduce, int topk,
+         bool spansNodes) {
+        return lowLatencySizeHint(maxTokens, hidden, ranks, experts,
+                                  {.reduce = reduce, .topk = topk, .spansNodes = spansNodes});
+      },
+      "max_tokens"_a, "hidden"_a, "ranks"_a, "experts"_a, "reduce"_a, "topk"_a, "spans_nodes"_a);
 }
 
 void bindLowLatencyCalls(nb::class_<PythonBuffer>& buffer) {

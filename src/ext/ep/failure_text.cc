@@ -23,6 +23,8 @@ constexpr WaitText kWaitTexts[] = {
     {WaitWhat::lowLatencyRow, "low_latency_dispatch (rows)", "send a row"},
     {WaitWhat::lowLatencyWeights, "low_latency_combine (weights)", "send its weights"},
     {WaitWhat::lowLatencyPartial, "low_latency_combine (rows)", "send a sum of its experts"},
+    {WaitWhat::lowLatencyEntry, "low_latency_combine (entry)", "enter the call"},
+    {WaitWhat::lowLatencyOutput, "low_latency_combine (rows)", "send a row of its experts"},
 };
 /// Waits for counters that proxies add to.
 constexpr WaitText kRailTexts[] = {
@@ -44,6 +46,12 @@ std::string describeMessageWait(const FailureRecord& record, const WaitText& tex
       text.waitedFor, record.block, record.thread, record.peer);
 }
 
+/// What the first word of a combine's hello says.
+const char* combineName(std::uint64_t hello) {
+  if (hello == kReducedAtSource) return "combine_reduce = \"source\"";
+  return hello == kReducedAsLogfmt ? "use_logfmt = True" : "combine_reduce = \"rank\"";
+}
+
 std::string describeWait(const FailureRecord& record, const WaitText& text) {
   const auto behind =
       static_cast<std::uint32_t>(record.expected) - static_cast<std::uint32_t>(record.seen);
@@ -51,7 +59,8 @@ std::string describeWait(const FailureRecord& record, const WaitText& text) {
   // other flags follow an entry that was seen, so that peer is there and stuck, or died inside.
   const bool entry = text.what == WaitWhat::counts || text.what == WaitWhat::dispatchEntry ||
                      text.what == WaitWhat::combineEntry || text.what == WaitWhat::lowLatencyIds ||
-                     text.what == WaitWhat::lowLatencyWeights;
+                     text.what == WaitWhat::lowLatencyWeights ||
+                     text.what == WaitWhat::lowLatencyEntry;
   return fmt::format(
       "EP timeout after {:.1f} s: rank {} in {} waited for rank {} to {}: epoch {} expected, {} "
       "seen "
@@ -105,6 +114,17 @@ std::string describeFailure(const FailureRecord& record) {
           "use_ue8m0 "
           "must be equal on all ranks",
           record.peer, record.rank);
+    case WaitWhat::lowLatencyReduce:
+      return fmt::format(
+          "rank {} called low_latency_combine with {}, rank {} with {}: combine_reduce and use_logfmt "
+          "must be equal on all ranks",
+          record.peer, combineName(record.seen), record.rank, combineName(record.expected));
+    case WaitWhat::lowLatencyRepeats:
+      return fmt::format(
+          "rank {} has {} selections on rank {}, of another node, where {} fit: with combine_reduce "
+          "= "
+          "\"source\" between nodes the experts in a row of topk_idx must differ",
+          record.peer, record.seen, record.rank, record.expected);
     case WaitWhat::overflow:
       return fmt::format(
           "rank {} would receive {} rows, more than num_worst_tokens = {}: raise num_worst_tokens "

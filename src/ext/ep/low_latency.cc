@@ -1,6 +1,7 @@
 #include <cstddef>
 #include <functional>
 #include <limits>
+#include <type_traits>
 
 #include <mscclpp/errors.hpp>
 #include <mscclpp/ext/ep/buffer.hpp>
@@ -164,7 +165,7 @@ LowLatencyDispatchResult Buffer::lowLatencyDispatch(const LowLatencyDispatchRequ
   LowLatencyDispatchResult result;
   auto handle = std::make_shared<LowLatencyHandleState>();
   *handle = {group.id(), request.maxTokens, dims.hidden, dims.topk, request.experts, {}, {}, {},
-             {}};
+             {}, {}};
   result.recvX =
       output(group, order, given.recvX, "recv_x", request.useFp8 ? DType::e4m3 : DType::bf16,
              {perRank, dims.rows, dims.hidden});
@@ -182,6 +183,7 @@ LowLatencyDispatchResult Buffer::lowLatencyDispatch(const LowLatencyDispatchRequ
       output(group, order, given.slots, "slots", DType::i32, {ranks, request.maxTokens, dims.topk});
   handle->sourceTokens =
       output(group, order, given.sourceTokens, "source_tokens", DType::i32, {ranks});
+  handle->sourceBase = output(group, order, given.sourceBase, "source_base", DType::i32, {ranks});
 
   args.group = group.lowLatencyArgs();
   args.x = request.x.as<const char>();
@@ -201,6 +203,7 @@ LowLatencyDispatchResult Buffer::lowLatencyDispatch(const LowLatencyDispatchRequ
   args.layoutRange = handle->layoutRange.as<std::int64_t>();
   args.slots = handle->slots.as<std::int32_t>();
   args.sourceTokens = handle->sourceTokens.as<std::int32_t>();
+  args.sourceBase = handle->sourceBase.as<std::int32_t>();
   args.expertTotals = request.expertTotals.as<std::int32_t>();
   // The outputs live as long as the hook.
   const auto launch = [args, e4m3 = request.useFp8, numSms = request.numSms, result, handle,
@@ -236,8 +239,63 @@ int checkCombine(const LowLatencyCombineRequest& r, const Group& group) {
         "topk_idx is {}: more tokens than num_max_dispatch_tokens_per_rank = {} of the dispatch",
         r.topkIdx.describe(), h.maxTokens);
   checkTensor(r.topkWeights, "topk_weights", DType::f32, {tokens, h.topk}, group);
+  check(!r.useLogfmt || r.reduce == LowLatencyReduce::rank, kBad,
+        "use_logfmt = true needs combine_reduce = \"rank\": rows of single selections travel as "
+        "they are");
   checkBlocks(r.numSms);
   return static_cast<int>(tokens);
+}
+
+CombineArea combineArea(const LowLatencyHandleState& h, const Group& group, bool logfmt) {
+  return CombineArea::make(group.ranks(), h.maxTokens, h.topk, bf16Units(h.hidden), logfmt);
+}
+SourceArea sourceArea(const LowLatencyHandleState& h, const Group& group) {
+  const bool spansNodes = group.topology().nodes() > 1;
+  return SourceArea::make(group.ranks(), h.maxTokens, h.topk, bf16Units(h.hidden),
+                          spansNodes ? mostOnOneRank(h.topk, h.experts, group.ranks()) : 0);
+}
+
+/// `out`: made by the caller. The kernel's arguments, and everything that it needs beside them.
+template <class Area>
+LowLatencyCombineArgsOf<Area> combineArgs(const LowLatencyCombineRequest& request, const Area& area,
+                                          const Tensor& out, const Group& group) {
+  const LowLatencyHandleState& handle = *request.handle.operator->();
+  LowLatencyCombineArgsOf<Area> args;
+  args.area = area;
+  args.y = request.x.as<const char>();
+  args.topkIdx = request.topkIdx.as<const std::int64_t>();
+  args.weights = request.topkWeights.as<const float>();
+  args.tokens = static_cast<int>(request.topkIdx.shape[0]);
+  args.hidden = handle.hidden;
+  args.experts = handle.experts;
+  args.expertsPerRank = expertsPerRank(handle.experts, group);
+  args.ownerMagic = ownerMagic(args.expertsPerRank);
+  args.slots = handle.slots.as<const std::int32_t>();
+  args.sourceTokens = handle.sourceTokens.as<const std::int32_t>();
+  args.sourceBase = handle.sourceBase.as<const std::int32_t>();
+  args.out = out.as<char>();
+  args.logfmt = request.useLogfmt;
+  args.waitTotals = waitTotals(request.waitTotals, group);
+  args.group = group.lowLatencyArgs();
+  return args;
+}
+/// The hook reads topk_idx and the weights again; their memory, the handle's and the output's live as
+/// long as it.
+template <class Area>
+Launch combineLaunch(const LowLatencyCombineRequest& request, const Area& area, const Tensor& out,
+                     const Group& group) {
+  return [args = combineArgs(request, area, out, group), numSms = request.numSms, out,
+          idx = request.topkIdx, weights = request.topkWeights, used = request.handle,
+          waits = request.waitTotals](Group& g, void* stream, LowLatencyPhase phase,
+                                      std::uint64_t laterSends) mutable {
+    args.group.phase = phase;
+    args.group.laterSends = laterSends;
+    if constexpr (std::is_same_v<Area, SourceArea>) {
+      g.lowLatencyKernels().combineAtSource(args, g.lowLatencyBlocks(numSms), stream);
+    } else {
+      g.lowLatencyKernels().combine(args, g.lowLatencyBlocks(numSms), stream);
+    }
+  };
 }
 
 }  // namespace
@@ -246,38 +304,19 @@ LowLatencyCombineResult Buffer::lowLatencyCombine(const LowLatencyCombineRequest
   Group& group = impl_->alive();
   const int tokens = checkCombine(request, group);
   const LowLatencyHandleState& handle = *request.handle.operator->();
-  LowLatencyCombineArgs args;
-  args.area =
-      CombineArea::make(group.ranks(), handle.maxTokens, handle.topk, bf16Units(handle.hidden),
-                        request.useLogfmt);
-  checkRegion(group, args.area.total(), "low_latency_combine");
-  args.waitTotals = waitTotals(request.waitTotals, group);
+  const bool atSource = request.reduce == LowLatencyReduce::source;
+  const CombineArea area = combineArea(handle, group, request.useLogfmt);
+  const SourceArea rows = sourceArea(handle, group);
+  checkRegion(group, atSource ? rows.total() : area.total(),
+              atSource ? "low_latency_combine with combine_reduce = \"source\""
+                       : "low_latency_combine");
+  waitTotals(request.waitTotals, group);  // complains before anything is under way
   CallOrder order(group, request.order, CallStream::caller);
   LowLatencyCombineResult result;
   result.x = output(group, order, request.out, "out", DType::bf16, {tokens, handle.hidden});
-  args.group = group.lowLatencyArgs();
-  args.y = request.x.as<const char>();
-  args.topkIdx = request.topkIdx.as<const std::int64_t>();
-  args.weights = request.topkWeights.as<const float>();
-  args.tokens = tokens;
-  args.hidden = handle.hidden;
-  args.experts = handle.experts;
-  args.expertsPerRank = expertsPerRank(handle.experts, group);
-  args.ownerMagic = ownerMagic(args.expertsPerRank);
-  args.slots = handle.slots.as<const std::int32_t>();
-  args.sourceTokens = handle.sourceTokens.as<const std::int32_t>();
-  args.out = result.x.as<char>();
-  args.logfmt = request.useLogfmt;
-  // The hook reads topk_idx again; its memory, the handle's and the output's live as long as it.
-  const auto launch = [args, numSms = request.numSms, out = result.x, idx = request.topkIdx,
-                       used = request.handle,
-                       waits = request.waitTotals](Group& g, void* stream, LowLatencyPhase phase,
-                                                   std::uint64_t laterSends) mutable {
-    args.group.phase = phase;
-    args.group.laterSends = laterSends;
-    g.lowLatencyKernels().combine(args, g.lowLatencyBlocks(numSms), stream);
-  };
-  result.hook = issue(impl_->group, order, LowLatencyKind::combine, request.returnRecvHook, launch);
+  result.hook = issue(impl_->group, order, LowLatencyKind::combine, request.returnRecvHook,
+                      atSource ? combineLaunch(request, rows, result.x, group)
+                               : combineLaunch(request, area, result.x, group));
   result.event = order.finish();
   return result;
 }

@@ -13,6 +13,7 @@ struct LowLatencyHandleState {
   Tensor sourceInfo, layoutRange;
   Tensor slots;         ///< i32 [ranks, maxTokens, topk]
   Tensor sourceTokens;  ///< i32 [ranks]
+  Tensor sourceBase;    ///< i32 [ranks]: see LowLatencyDispatchArgs
 };
 
 }  // namespace mscclpp::ep

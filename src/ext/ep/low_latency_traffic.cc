@@ -19,8 +19,8 @@ std::vector<int> selectionsByRank(const reference::Layout& layout,
 }
 
 void divide(LowLatencyTraffic& total, double by) {
-  for (double* value : {&total.memoryBytes, &total.puts, &total.putBytes, &total.adds, &total.rows,
-                        &total.rowBytes}) {
+  for (double* value : {&total.memoryBytes, &total.puts, &total.signals, &total.putBytes,
+                        &total.adds, &total.rows, &total.rowBytes}) {
     *value /= by;
   }
 }
@@ -50,14 +50,17 @@ LowLatencyRoundTrip lowLatencyTraffic(const LowLatencyShape& shape) {
       if (rank == source) continue;
       const auto at = static_cast<std::size_t>(rank);
       const double rows = layout.tokensPerRank[at];
-      const double there = idBytes + rows * out.rowBytes, home = weightBytes + rows * back.rowBytes;
+      const double there = idBytes + rows * out.rowBytes;
+      const double home =
+          shape.source ? 1.0 * selections[at] * back.rowBytes : weightBytes + rows * back.rowBytes;
       if (rank / shape.ranksPerNode == source / shape.ranksPerNode) {
         total.dispatch.memoryBytes += there;
         total.combine.memoryBytes += home;
         continue;
       }
       total.dispatch.puts += 1;
-      total.combine.puts += 2;  // weights; sums
+      total.combine.puts += shape.source ? 1 : 2;  // rows, or weights and sums
+      total.combine.signals += shape.source ? 1 : 0;
       total.dispatch.putBytes += there;
       total.combine.putBytes += home;
       for (LowLatencyTraffic* one : {&total.dispatch, &total.combine}) {

@@ -14,6 +14,7 @@ struct LowLatencyShape {
   int experts = 288;
   bool fp8 = true;
   bool logfmt = false;      ///< the combine's sums
+  bool source = false;      ///< the combine is reduced at home
   std::uint64_t seed = 1;  ///< of the routing, which is uniform
 };
 
@@ -21,6 +22,7 @@ struct LowLatencyShape {
 struct LowLatencyTraffic {
   double memoryBytes = 0;  ///< stored to ranks of the own node
   double puts = 0;         ///< to ranks of other nodes, each with its signal
+  double signals = 0;      ///< without a put
   double putBytes = 0;
   double adds = 0;  ///< by which the sender of a message learns that it was received
   /// What a library sends that puts every row of a selection by itself (8 bits or bf16 per value,

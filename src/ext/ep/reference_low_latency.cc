@@ -186,5 +186,29 @@ std::vector<std::uint16_t> lowLatencyCombineLogfmt(const std::vector<LowLatencyR
                                                    int hidden) {
   return Combine{received, y, routing, placement, home, hidden}.run(asLogfmt);
 }
+std::vector<std::uint16_t> lowLatencyCombineAtSource(
+    const std::vector<LowLatencyReceived>& received,
+    const std::vector<std::vector<std::uint16_t>>& y, const Routing& routing,
+    const Placement& placement, int home, int hidden) {
+  std::vector<std::uint16_t> out;
+  std::vector<float> sum(index(hidden));
+  for (int t = 0; t < routing.tokens; ++t) {
+    std::ranges::fill(sum, 0.0f);
+    for (int k = 0; k < routing.topk; ++k) {
+      const std::int64_t expert = choice(routing, t, k);
+      if (expert < 0) continue;
+      const std::size_t rank = index(placement.rankOf[static_cast<std::size_t>(expert)]);
+      const int slot = received[rank].slotOf(home, t, k);
+      if (slot < 0) continue;
+      const std::uint16_t* const row = y[rank].data() + index(slot) * index(hidden);
+      const float weight = routing.topkWeights[index(t * routing.topk + k)];
+      for (std::size_t c = 0; c < sum.size(); ++c) {
+        sum[c] = std::fma(weight, bf16ToFloat(row[c]), sum[c]);
+      }
+    }
+    for (const float value : sum) out.push_back(floatToBf16(value));
+  }
+  return out;
+}
 
 }  // namespace mscclpp::ep::reference

@@ -61,6 +61,7 @@ struct LowLatencyDispatchRequest {
     Tensor layoutRange;
     Tensor slots;         ///< i32 [ranks, maxTokens, topk], the handle's own
     Tensor sourceTokens;  ///< i32 [ranks], the handle's own
+    Tensor sourceBase;    ///< i32 [ranks], the handle's own
   } outputs;
   StreamOrder order;
 };
@@ -76,6 +77,16 @@ struct LowLatencyDispatchResult {
   ReceiveHook hook;  ///< only with returnRecvHook
 };
 
+/// Where the rows of a token are multiplied with their weights and added.
+enum class LowLatencyReduce {
+  /// On the ranks of the experts, which send one bf16 row per token that they have rows of: the
+  /// fewest bytes. Each such sum is rounded to bf16 once.
+  rank,
+  /// At the token's home, to which every selection's row is sent: rounded only at the end. The least
+  /// there is to wait for.
+  source,
+};
+
 struct LowLatencyCombineRequest {
   Tensor x;            ///< bf16 [local experts, ranks * maxTokens, hidden]: the experts' output
   Tensor topkIdx;      ///< i64 [tokens, topk], as dispatched
@@ -84,6 +95,9 @@ struct LowLatencyCombineRequest {
   /// Sums travel as 10-bit logarithmic values instead of bf16: 5/8 of the bytes, less exact, see
   /// docs/low_latency.md. All ranks alike.
   bool useLogfmt = false;
+  /// Equal on all ranks; may change from call to call. With `source` the hook reads topkWeights
+  /// again, as it always does topkIdx.
+  LowLatencyReduce reduce = LowLatencyReduce::rank;
   bool returnRecvHook = false;
   Tensor waitTotals;  ///< as in the dispatch
   int numSms = 0;
@@ -97,11 +111,22 @@ struct LowLatencyCombineResult {
   ReceiveHook hook;
 };
 
+/// What else the size of a region depends on. The defaults are enough for LowLatencyReduce::rank.
+struct LowLatencySizeOptions {
+  LowLatencyReduce reduce = LowLatencyReduce::rank;
+  int topk = 32;            ///< of any call, 1 .. 32
+  bool spansNodes = false;  ///< some ranks are on another node; matters to LowLatencyReduce::source
+};
 /// Bytes for BufferOptions::numRdmaBytes, so that low-latency calls of this size fit: per rank and
-/// direction two areas (odd and even calls) of maxTokens rows per rank, and the ids or weights of
-/// top-k 32. Does not grow with the experts.
-std::size_t lowLatencySizeHint(int maxTokens, int hidden, int ranks, int experts);
+/// direction two areas (odd and even calls). With LowLatencyReduce::rank they hold maxTokens rows
+/// per rank, and the ids or weights; does not grow with the experts. With `source` an area holds a
+/// row per selection of maxTokens tokens, if that is more; between nodes, since the outbox is as
+/// large, maxTokens rows per rank and selection that a token may have there: the smaller of topk and
+/// ceil(experts / ranks). A Buffer that reduces in both ways needs the larger of both sizes.
+std::size_t lowLatencySizeHint(int maxTokens, int hidden, int ranks, int experts,
+                               const LowLatencySizeOptions& options = {});
 /// The same in words and figures.
-std::string describeLowLatencySize(int maxTokens, int hidden, int ranks, int experts);
+std::string describeLowLatencySize(int maxTokens, int hidden, int ranks, int experts,
+                                   const LowLatencySizeOptions& options = {});
 
 }  // namespace mscclpp::ep

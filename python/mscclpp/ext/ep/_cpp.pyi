@@ -161,6 +161,7 @@ class LowLatencyDispatchOutputs:
     layout_range: Tensor
     slots: Tensor
     source_tokens: Tensor
+    source_base: Tensor
 
 class LowLatencyDispatchRequest:
     x: Tensor
@@ -185,12 +186,17 @@ class LowLatencyDispatchResult:
     event: Event
     def receive(self, compute_stream: int = 0) -> None: ...
 
+class LowLatencyReduce(Enum):
+    rank = ...
+    source = ...
+
 class LowLatencyCombineRequest:
     x: Tensor
     topk_idx: Tensor
     topk_weights: Tensor
     handle: LowLatencyHandle
     use_logfmt: bool
+    reduce: LowLatencyReduce
     return_recv_hook: bool
     wait_totals: Tensor
     num_sms: int
@@ -243,7 +249,15 @@ def tcp_bootstrap(rank: int, size: int, unique_id: str, timeout: float = 100.0) 
 def callback_bootstrap(
     rank: int, size: int, all_gather: Callable[[bytes], Sequence[bytes]]
 ) -> Bootstrap: ...
-def low_latency_size_hint(max_tokens: int, hidden: int, ranks: int, experts: int) -> int: ...
+def low_latency_size_hint(
+    max_tokens: int,
+    hidden: int,
+    ranks: int,
+    experts: int,
+    reduce: LowLatencyReduce,
+    topk: int,
+    spans_nodes: bool,
+) -> int: ...
 def env_platform() -> Optional[Platform]: ...
 def has_cuda() -> bool: ...
 def is_sm90_compiled() -> bool: ...

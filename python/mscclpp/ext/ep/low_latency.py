@@ -18,6 +18,7 @@ from .low_latency_parts import (
     Result,
     can_be_met,
     low_latency_handle,
+    reduce_of,
     refuse_both,
     refuse_set,
     zero_copy_source,
@@ -39,12 +40,27 @@ class LowLatencyCalls(Core):
 
     @staticmethod
     def get_low_latency_rdma_size_hint(
-        num_max_dispatch_tokens_per_rank: int, hidden: int, num_ranks: int, num_experts: int
+        num_max_dispatch_tokens_per_rank: int,
+        hidden: int,
+        num_ranks: int,
+        num_experts: int,
+        *,
+        combine_reduce: str = "rank",
+        num_topk: int = 32,
+        spans_nodes: bool = False,
     ) -> int:
-        """The num_rdma_bytes that calls of this size need, exactly (for top-k 32). Grows with ranks
-        times tokens, not with the experts."""
+        """The num_rdma_bytes that calls of this size need, exactly. With combine_reduce = "rank" it
+        grows with ranks times tokens, not with the experts. "source" needs room for num_topk rows
+        per token and, where spans_nodes (some ranks are on another node), for min(num_topk, local
+        experts) rows per token and rank. For calls of both kinds: the larger of both."""
         return _cpp.low_latency_size_hint(
-            num_max_dispatch_tokens_per_rank, hidden, num_ranks, num_experts
+            num_max_dispatch_tokens_per_rank,
+            hidden,
+            num_ranks,
+            num_experts,
+            reduce_of("get_low_latency_rdma_size_hint", combine_reduce),
+            num_topk,
+            spans_nodes,
         )
 
     def low_latency_dispatch(
@@ -157,10 +173,11 @@ class LowLatencyCalls(Core):
         num_sms: int = 0,
         src_signals: Optional[torch.Tensor] = None,
         src_signal_expect_value: int = 0,
+        combine_reduce: str = "rank",
     ) -> Tuple[torch.Tensor, EventOverlap, Hook]:
         """Brings the experts' rows back and adds them up with their weights: in float32 on the
-        experts' rank, rounded to bfloat16 for the way, and in float32 again. Collective, does not
-        block (on the CPU, only when async_finish is set). Can be captured into a CUDA graph.
+        experts' rank, rounded to bfloat16 for the way, and in float32 again; or all at home, see
+        combine_reduce. Collective, does not block (on the CPU, only when async_finish is set). Can be captured into a CUDA graph.
 
         Arguments:
             x: `[local experts, num_ranks * num_max_dispatch_tokens_per_rank, hidden]` bfloat16: the
@@ -178,6 +195,11 @@ class LowLatencyCalls(Core):
             out: `[num_tokens, hidden]` bfloat16, written and returned.
             combine_wait_recv_cost_stats: as dispatch_wait_recv_cost_stats.
             num_sms: blocks at most; 0 = one per multiprocessor.
+            combine_reduce: "rank", or "source": every selection's row is sent home and added there in
+                float32, in the order of the selections, and rounded once; more bytes, nobody waits
+                for weights. Equal on all ranks, may change from call to call; topk_weights must then
+                stay as they are until the hook is called. The Buffer needs
+                get_low_latency_rdma_size_hint(..., combine_reduce="source").
             overlap, comp_signal, src_signals: EpUnsupported when set; packed_recv_count, block_m,
                 threshold and src_signal_expect_value mean nothing without them.
 
@@ -194,6 +216,7 @@ class LowLatencyCalls(Core):
         refuse_both(call, async_finish, return_recv_hook)
         own = low_latency_handle(handle)
         request, inputs = _cpp.LowLatencyCombineRequest(), Inputs()
+        request.reduce = reduce_of(call, combine_reduce)
         request.x = inputs.add("x", zero_copy_source(own, x) if zero_copy else x)
         request.topk_idx = inputs.add("topk_idx", topk_idx)
         request.topk_weights = inputs.add("topk_weights", topk_weights)

@@ -58,6 +58,16 @@ def refuse_set(call: str, why: str, **values: Any) -> None:
             raise EpUnsupported(f"{call}: {name} = {shown} is not supported: {why}")
 
 
+def reduce_of(call: str, combine_reduce: str) -> _cpp.LowLatencyReduce:
+    """Where a combine is reduced, or an error that names what is allowed."""
+    known = {"rank": _cpp.LowLatencyReduce.rank, "source": _cpp.LowLatencyReduce.source}
+    if not isinstance(combine_reduce, str) or combine_reduce not in known:
+        raise EpInvalidArgument(
+            f'{call}: combine_reduce = {combine_reduce!r} must be "rank" or "source"'
+        )
+    return known[combine_reduce]
+
+
 def refuse_both(call: str, async_finish: bool, return_recv_hook: bool) -> None:
     if async_finish and return_recv_hook:
         raise EpInvalidArgument(
@@ -102,6 +112,7 @@ class DispatchOutputs:
         self.handles_own = [
             self.add("slots", torch.int32, ranks, tokens, topk),
             self.add("source_tokens", torch.int32, ranks),
+            self.add("source_base", torch.int32, ranks),
         ]
 
     def received(self) -> Any:

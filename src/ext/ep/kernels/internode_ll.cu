@@ -2,6 +2,7 @@
 
 #include "low_latency/combine.cuh"
 #include "low_latency/combine_logfmt.cuh"
+#include "low_latency/combine_source.cuh"
 #include "low_latency/dispatch.cuh"
 
 /// Launchers of the low-latency kernels. Compiled by nvcc for CUDA, and through cpu_entry_ll.cc by
@@ -67,11 +68,14 @@ void launchDispatch(LowLatencyDispatchArgs args, bool e4m3, int blocks, void* st
   });
 }
 
-void launchCombine(LowLatencyCombineArgs args, int blocks, void* stream) {
+template <class Args>
+LaunchShape combineShape(Args& args, int blocks) {
   const int peers = (args.group.ranks - 1) * args.area.maxTokens;
   const int items = (sends(args.group.phase) ? peers : 0) + args.tokens;
-  const LaunchShape shape =
-      shapeFor(args, items, blocks, args.logfmt ? sizeof(LogfmtShared) : sizeof(CombineShared));
+  return shapeFor(args, items, blocks, args.logfmt ? sizeof(LogfmtShared) : sizeof(CombineShared));
+}
+void launchCombine(LowLatencyCombineArgs args, int blocks, void* stream) {
+  const LaunchShape shape = combineShape(args, blocks);
   const auto native = static_cast<NativeStream>(stream);
   withPath(args.group, isFast(args), [&](auto path) {
     using Path = decltype(path);
@@ -80,6 +84,13 @@ void launchCombine(LowLatencyCombineArgs args, int blocks, void* stream) {
     } else {
       launch<lowLatencyCombineKernel<Path>, kLowLatencyThreads>(shape, native, args);
     }
+  });
+}
+void launchSource(LowLatencySourceArgs args, int blocks, void* stream) {
+  const LaunchShape shape = combineShape(args, blocks);
+  const auto native = static_cast<NativeStream>(stream);
+  withPath(args.group, isFast(args), [&](auto path) {
+    launch<lowLatencySourceKernel<decltype(path)>, kLowLatencyThreads>(shape, native, args);
   });
 }
 
@@ -93,6 +104,8 @@ void preparePath() {
       sizeof(CombineShared));
   prepare<lowLatencyLogfmtKernel<Path>, kLowLatencyThreads, LowLatencyCombineArgs>(
       sizeof(LogfmtShared));
+  prepare<lowLatencySourceKernel<Path>, kLowLatencyThreads, LowLatencySourceArgs>(
+      sizeof(CombineShared));
 }
 void prepareAll() {
   preparePath<FastPath>();
@@ -100,7 +113,8 @@ void prepareAll() {
   preparePath<PortsPath>();
 }
 
-constexpr LowLatencyKernels kLowLatencyKernels{prepareAll, launchDispatch, launchCombine};
+constexpr LowLatencyKernels kLowLatencyKernels{prepareAll, launchDispatch, launchCombine,
+                                               launchSource};
 
 }  // namespace
 

@@ -27,6 +27,9 @@ constexpr bool receives(LowLatencyPhase phase) {
 inline constexpr int kHelloTokenBits = 13;
 static_assert(kMaxLowLatencyTokens < 1 << kHelloTokenBits);
 
+/// The first word of a combine's hello: where the call is reduced, and how sums travel.
+inline constexpr std::uint32_t kReducedAtRanks = 0, kReducedAtSource = 1, kReducedAsLogfmt = 2;
+
 /// Regions of this many ranks are found without a load.
 inline constexpr int kInlineRanks = 64;
 /// Top-k up to which the fast kernels are used.
@@ -81,13 +84,17 @@ struct LowLatencyDispatchArgs {
   std::int64_t* layoutRange = nullptr;   ///< [local experts, ranks] begin << 32 | count
   std::int32_t* slots = nullptr;         ///< [ranks, maxTokens, topk] row of recvX, -1 = not here
   std::int32_t* sourceTokens = nullptr;  ///< [ranks]
+  /// [ranks] selections of the rank's tokens that ranks below this one own. Written when the group
+  /// spans nodes.
+  std::int32_t* sourceBase = nullptr;
   std::int32_t* expertTotals = nullptr;  ///< optional [local experts], added to
   std::int64_t* waitTotals = nullptr;    ///< optional [ranks] nanoseconds, added to
   LowLatencyGroup group;                 ///< last: its end is seldom read
 };
 
-struct LowLatencyCombineArgs {
-  CombineArea area;
+template <class Area>
+struct LowLatencyCombineArgsOf {
+  Area area;
   const char* y = nullptr;                ///< bf16, rows as recvX
   const std::int64_t* topkIdx = nullptr;  ///< [tokens, topk]
   const float* weights = nullptr;         ///< [tokens, topk]
@@ -101,8 +108,12 @@ struct LowLatencyCombineArgs {
   char* out = nullptr;                         ///< bf16 [tokens, hidden]
   std::int64_t* waitTotals = nullptr;          ///< optional [ranks] nanoseconds, added to
   bool logfmt = false;    ///< peers' sums travel as plan/logfmt.hpp says; so does the area
+  const std::int32_t* sourceBase = nullptr;    ///< of the dispatch; for SourceArea
   LowLatencyGroup group;                       ///< last: its end is seldom read
 };
+/// Reduced by the experts' ranks, or at the tokens' home.
+using LowLatencyCombineArgs = LowLatencyCombineArgsOf<CombineArea>;
+using LowLatencySourceArgs = LowLatencyCombineArgsOf<SourceArea>;
 
 struct LowLatencyKernels {
   /// Loads every kernel, so that nothing is loaded beside a spinning peer.
@@ -110,6 +121,7 @@ struct LowLatencyKernels {
   /// Launch at most `blocks` blocks: as many as there is work for.
   void (*dispatch)(LowLatencyDispatchArgs, bool e4m3, int blocks, void* stream);
   void (*combine)(LowLatencyCombineArgs, int blocks, void* stream);
+  void (*combineAtSource)(LowLatencySourceArgs, int blocks, void* stream);
 };
 
 namespace cpu {

@@ -163,6 +163,56 @@ struct CombineArea {
   constexpr std::size_t total() const { return alignUp(ownSum(maxTokens), device::kLineSize); }
 };
 
+/// Selections of different experts that a token may have on one rank.
+constexpr int mostOnOneRank(int topk, int experts, int ranks) {
+  const int local = (experts + ranks - 1) / ranks;
+  return topk < local ? topk : local;
+}
+
+/// Offsets inside a combine area whose calls are reduced at the tokens' home: a row per selection of
+/// this rank's tokens. Those of peers whose memory is mapped, and own ones between the halves of a
+/// call, lie at the selection's number; those from behind port channels in a part of their own, close
+/// together per peer. The outbox of the same size has a row for every selection that a peer behind a
+/// port channel may have here.
+struct SourceArea {
+  int ranks = 1;
+  int maxTokens = 0;
+  int topk = 0;
+  int rowUnits = 0;
+  int outboxRows = 0;  ///< of a peer; 0: no peer is behind a port channel
+  std::uint32_t rowBytes = 0;
+  std::uint64_t portsAt = 0;
+
+  /// `perToken`: selections that a token may have on one rank when the group spans nodes, else 0.
+  static constexpr SourceArea make(int ranks, int maxTokens, int topk, int rowUnits, int perToken) {
+    SourceArea area{ranks, maxTokens, topk, rowUnits, maxTokens * perToken};
+    area.rowBytes = static_cast<std::uint32_t>(linesFor(static_cast<std::size_t>(rowUnits)) *
+                                               device::kLineSize);
+    area.portsAt = area.row(maxTokens, 0);
+    return area;
+  }
+  constexpr std::size_t row(int token, int k) const {
+    return static_cast<std::size_t>(static_cast<std::uint32_t>(token * topk + k)) * rowBytes;
+  }
+  /// `place`: selections of this rank's tokens that lower ranks own, and earlier ones of the peer.
+  constexpr std::size_t portRow(int place) const {
+    return static_cast<std::size_t>(portsAt) + row(0, place);
+  }
+  /// In the outbox: the `place`-th selection of a peer's tokens that this rank owns.
+  constexpr std::size_t outboxRow(int peer, int place) const {
+    return (static_cast<std::size_t>(peer) * static_cast<std::size_t>(outboxRows) +
+            static_cast<std::size_t>(place)) *
+           rowBytes;
+  }
+  constexpr std::size_t received() const {
+    return static_cast<std::size_t>(portsAt) * (outboxRows > 0 ? 2 : 1);
+  }
+  constexpr std::size_t total() const {
+    const std::size_t outbox = outboxRow(ranks, 0);
+    return outbox > received() ? outbox : received();
+  }
+};
+
 /// The region: words, peers' words, hellos, then four areas of equal size: (dispatch, combine) x
 /// (even, odd epochs). A hello is a peer's first line of a call: its tail tells how many tokens it
 /// has (dispatch), and which epoch of the other parity it has finished.

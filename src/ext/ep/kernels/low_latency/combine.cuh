@@ -1,6 +1,6 @@
 #pragma once
 
-#include "ports.cuh"
+#include "combine_rows.cuh"
 
 /// Low-latency combine, reduced where the experts are: the home of a token sends its weights, the
 /// experts' ranks add their rows of it in fp32 and send one bf16 row, the home adds those. A rank's
@@ -10,44 +10,22 @@ namespace mscclpp::ep::MSCCLPP_PLATFORM_NS {
 /// Rows of y whose loads are under way together.
 inline constexpr int kRowsAtOnce = 8;
 
-__device__ __forceinline__ void addScaled(float (&sum)[8], Vec16 row, float weight) {
-  float value[8];
-  widenBf16(value, row);
-#pragma unroll
-  for (int i = 0; i < 8; ++i) sum[i] = fma(weight, value[i], sum[i]);
-}
-
-/// A block's shared memory.
-struct CombineShared {
-  LowLatencyTurn turn;
-  int places[kMaxLowLatencyTopk];  ///< of the rows of an own token behind port channels
-  bool lastWriter;
-  std::uint32_t portsLost;  ///< not 0: a message did not come
-};
-
 template <class Path>
-struct CombineBlock {
-  const LowLatencyCombineArgs& a;
-  const LowLatencyTurn turn;
-  const RowUnits<Path> row;
-  const CallAreas<Path> areas;
+struct CombineBlock : CombineRows<LowLatencyCombineArgs, Path> {
+  using Base = CombineRows<LowLatencyCombineArgs, Path>;
+  using typename Base::Item;
+  using Base::a, Base::turn, Base::row, Base::areas, Base::shared, Base::isLost, Base::loadSlot;
+  using Base::awaitMessages, Base::outbox;
 
   __device__ __forceinline__ CombineBlock(const LowLatencyCombineArgs& args,
                                           const LowLatencyTurn& now)
-      : a(args),
-        turn(now),
-        row{args.area.rowUnits},
-        areas(args.group, LowLatencyKind::combine, now.epoch) {}
+      : Base(args, now) {}
 
   /// This lane's line of a token's weights.
   __device__ __forceinline__ std::size_t weightLine(int home, int token) const {
     const std::size_t line = hasWeightLine() ? laneId() / kLineLanes : 0;
     return a.area.weights(home, token) + line * kLineSize;
   }
-  __device__ __forceinline__ std::size_t partialLine(int from, int token, int pass) const {
-    return a.area.partial(from, token) + static_cast<std::size_t>(row.line(pass)) * kLineSize;
-  }
-
   // ---- weights: 28 to a line -----------------------------------------------------------------
 
   /// The four weights of this lane's unit of a token's lines; lanes past the last line have none.
@@ -95,22 +73,8 @@ struct CombineBlock {
       }
     }
   }
-  /// The last block: this rank has entered the call.
-  __device__ __forceinline__ void pushHello() const {
-    const LowLatencyGroup& g = a.group;
-    for (int i = static_cast<int>(warpId()); i < g.ranks - 1; i += kLowLatencyWarps) {
-      const int peer = i + (i >= g.rank ? 1 : 0);
-      if (isPort<Path>(g, peer) || isMaskedForWarp<Path>(g, peer)) continue;
-      pushLine(helloLine(g, LowLatencyKind::combine, regionOf<Path>(g, peer), g.rank, turn.epoch),
-               Vec16{{0, turn.finished, 0, 0}}, turn.epoch, laneId() < kLineLanes, Path::writes(g));
-    }
-  }
-
   // ---- peers behind port channels ----------------------------------------------------------
 
-  __device__ __forceinline__ char* outbox() const {
-    return outboxArea(a.group, LowLatencyKind::combine, turn.epoch);
-  }
   /// The last block: all weights, the same to every peer.
   __device__ __forceinline__ void sendPortWeights() const {
     const LowLatencyGroup& g = a.group;
@@ -151,63 +115,8 @@ struct CombineBlock {
     if (!receives(g.phase)) return;
     awaitMessages(PortMessage::partial, WaitWhat::lowLatencyPartial);
   }
-  /// All threads: waits for a message of every peer behind a port channel.
-  __device__ __forceinline__ void awaitMessages(PortMessage message, WaitWhat what) const {
-    awaitPorts<Path>(a.group, message, turn.epoch, what, [&](int peer) {
-      giveUpOn(a.group, peer);
-      if (laneId() == 0) storeRelaxed(&shared().portsLost, 1u);
-    });
-  }
-  /// A message that did not come may be on its way: nobody may look at its lines. With shrink the
-  /// peer is masked, and the others' lines count.
-  __device__ __forceinline__ bool isLost(int peer) const {
-    return isPort<Path>(a.group, peer) && !Path::shrink(a.group) &&
-           loadRelaxed(&shared().portsLost) != 0;
-  }
-  __device__ __forceinline__ static CombineShared& shared() {
-    return sharedStorage<CombineShared>();
-  }
-
   // ---- sums ------------------------------------------------------------------------------------
 
-  /// One token's part of a row: a peer's, to be reduced for its home, or an own one.
-  struct Item {
-    int index;   ///< of the peers' items, while `source` is a peer
-    int source;  ///< -1: no more work
-    int token;
-    int pass;
-  };
-  __device__ __forceinline__ Item peerItem(int index) const {
-    if (sends(a.group.phase) && a.group.ranks > 1) {
-      const TokenOf of = peerToken(a.group, index);
-      if (of.token < a.area.maxTokens) return {index, of.source, of.token, 0};
-    }
-    return ownItem(static_cast<int>(blockIndex()));
-  }
-  __device__ __forceinline__ Item ownItem(int token) const {
-    return {0, token < a.tokens ? a.group.rank : -1, token, 0};
-  }
-  __device__ __forceinline__ Item after(Item item) const {
-    if (++item.pass < row.passes()) return item;
-    const int blocks = static_cast<int>(gridSize());
-    return item.source == a.group.rank ? ownItem(item.token + blocks)
-                                       : peerItem(item.index + blocks);
-  }
-  /// The slot of this lane's selection here, -1 = none. A peer's is read together with the count
-  /// that says whether it means anything: one latency, not two.
-  __device__ __forceinline__ std::int32_t loadSlot(const Item& item) const {
-    const int lane = static_cast<int>(laneId());
-    if (item.source < 0 || !sends(a.group.phase)) return -1;
-    const bool masked = isMaskedForWarp<Path>(a.group, item.source);
-    if (lane >= a.area.topk) return -1;
-    const std::int32_t slot =
-        a.slots[(static_cast<std::int64_t>(item.source) * a.area.maxTokens + item.token) *
-                    a.area.topk +
-                lane];
-    const std::int32_t tokens =
-        item.source == a.group.rank ? a.tokens : a.sourceTokens[item.source];
-    return item.token < tokens && !masked ? slot : -1;
-  }
   /// Rows whose loads are under way, and which selections they are of.
   struct Rows {
     Vec16 unit[kRowsAtOnce];
@@ -216,16 +125,11 @@ struct CombineBlock {
   /// Requests up to kRowsAtOnce rows, those of selections from `first` on.
   __device__ __forceinline__ void request(Rows& rows, std::int32_t slot, int first,
                                           int pass) const {
-    const char* const unit = a.y + static_cast<std::size_t>(row.unit(pass)) * sizeof(Vec16);
-    const auto rowBytes = static_cast<std::uint32_t>(a.hidden) * 2;
     rows.mask = ballot(slot >= 0) >> first;
 #pragma unroll
     for (int i = 0; i < kRowsAtOnce; ++i) {
       if ((rows.mask >> i & 1u) == 0) continue;
-      const auto s = static_cast<std::uint32_t>(shuffle(slot, (first + i) & 31));
-      if (row.hasUnit(pass)) {
-        rows.unit[i] = loadStreaming16(unit + static_cast<std::uint64_t>(s) * rowBytes);
-      }
+      this->loadUnit(rows.unit[i], shuffle(slot, (first + i) & 31), pass);
     }
   }
   __device__ __forceinline__ void add(float (&sum)[8], const Rows& rows, const Vec16& weights,
@@ -302,42 +206,31 @@ struct CombineBlock {
     forEachOwner(a, selection, [&](int rank) {
       ++owner;
       if (rank == g.rank || isLost(rank) || isMaskedForWarp<Path>(g, rank)) return;
-      const std::uint64_t start = !Path::kFast && a.waitTotals ? nanoseconds() : 0;
+      const std::uint64_t start = this->waitBegins();
       const int place = isPort<Path>(g, rank) ? shared().places[owner] : token;
-      const char* const line = areas.mine + partialLine(rank, place, pass);
-      Vec16 unit = peekLine(line, row.hasLine(pass));
-      if (pullLine(waitControl<Path>(g), line, unit, turn.epoch, row.hasLine(pass),
-                   lowLatencyWait(WaitWhat::lowLatencyPartial, rank), Path::writes(g))) {
+      const char* const from = areas.mine + a.area.partial(rank, place);
+      Vec16 unit = this->peekUnit(from, pass);
+      if (this->receiveUnit(from, unit, pass, rank, WaitWhat::lowLatencyPartial)) {
         addBf16(sum, unit);
-      } else {
-        giveUpOn(g, rank);
       }
-      if (!Path::kFast && a.waitTotals && threadIndex() == 0) {
-        fetchAddLocalRelaxed(&a.waitTotals[rank], static_cast<std::int64_t>(nanoseconds() - start));
-      }
+      this->countWait(rank, start);
     });
-  }
-  __device__ __forceinline__ void store(const float (&sum)[8], int token, int pass) const {
-    if (!row.hasUnit(pass)) return;
-    store16(a.out + static_cast<std::size_t>(token) * a.hidden * 2 +
-                static_cast<std::size_t>(row.unit(pass)) * 16,
-            narrowBf16(sum));
   }
   /// What becomes of a sum.
   __device__ __forceinline__ void finish(float (&sum)[8], const Item& item,
                                          std::int64_t selection) const {
     if (isPort<Path>(a.group, item.source)) {
-      pushLine(outbox() + partialLine(item.source, placeOf(item.source, item.token), item.pass),
-               narrowBf16(sum), turn.epoch, row.hasLine(item.pass), Path::writes(a.group));
+      this->pushUnit(outbox() + a.area.partial(item.source, placeOf(item.source, item.token)),
+                     narrowBf16(sum), item.pass);
     } else if (item.source != a.group.rank) {
-      pushLine(areas.at(item.source) + partialLine(a.group.rank, item.token, item.pass),
-               narrowBf16(sum), turn.epoch, row.hasLine(item.pass), Path::writes(a.group));
+      this->pushUnit(areas.at(item.source) + a.area.partial(a.group.rank, item.token),
+                     narrowBf16(sum), item.pass);
     } else if (!receives(a.group.phase)) {
       keepOwn(sum, item);
     } else {
       if (!sends(a.group.phase)) takeOwn(sum, item);
       addPeers(sum, item.token, selection, item.pass);
-      store(sum, item.token, item.pass);
+      this->store(sum, item.token, item.pass);
     }
   }
 
@@ -346,7 +239,7 @@ struct CombineBlock {
   /// message is waited for.
   __device__ __forceinline__ void run() const {
     Rows rows;
-    Item item = peerItem(firstPeerItem());
+    Item item = this->peerItem(firstPeerItem());
     std::int32_t slot = loadSlot(item);
     request(rows, slot, 0, item.pass);
     if (Path::kPorts && sends(a.group.phase)) {
@@ -365,7 +258,7 @@ struct CombineBlock {
         }
       }
       if (item.source < 0) break;
-      const Item next = after(item);
+      const Item next = this->after(item);
       const std::int32_t nextSlot = loadSlot(next);
       const bool wanted = own || rows.mask != 0;
       float sum[8] = {};
@@ -392,7 +285,7 @@ __device__ void lowLatencyCombineKernel(const LowLatencyCombineArgs& a) {
     if (sends(a.group.phase)) {
       block.pushWeights();
       const bool last = blockIndex() == gridSize() - 1;
-      if (last) block.pushHello();
+      if (last) block.pushHello(kReducedAtRanks);
       if constexpr (Path::kPorts) {
         if (last) block.sendPortWeights();
       }

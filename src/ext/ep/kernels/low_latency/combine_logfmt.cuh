@@ -78,15 +78,13 @@ struct LogfmtCombineBlock : CombineBlock<Path> {
       ++owner;
       if (rank == g.rank) return;
       LogfmtPass& pass = passOf(++number);
-      const std::uint64_t start = !Path::kFast && a.waitTotals ? nanoseconds() : 0;
+      const std::uint64_t start = this->waitBegins();
       const int place = isPort<Path>(g, rank) ? this->shared().places[owner] : item.token;
       const bool came =
           !this->isLost(rank) && !isMaskedForWarp<Path>(g, rank) &&
           receiveLines(pass, rank, areas.mine + a.area.partial(rank, place), item.pass);
       if (isComplete(pass, number, came)) encoded.addDecoded(sum, pass, item.pass);
-      if (!Path::kFast && a.waitTotals && threadIndex() == 0) {
-        fetchAddLocalRelaxed(&a.waitTotals[rank], static_cast<std::int64_t>(nanoseconds() - start));
-      }
+      this->countWait(rank, start);
     });
   }
   __device__ __forceinline__ void finishOwn(float (&sum)[8], const Item& item,
@@ -110,7 +108,7 @@ struct LogfmtCombineBlock : CombineBlock<Path> {
     if (Path::kPorts && sends(a.group.phase)) {
       this->awaitMessages(PortMessage::weights, WaitWhat::lowLatencyWeights);
     }
-    bool passed = !Path::kPorts;
+    bool passed = false;
     std::uint32_t number = 0;
 #pragma unroll 1
     while (true) {
@@ -120,10 +118,13 @@ struct LogfmtCombineBlock : CombineBlock<Path> {
         if (own && item.pass == 0) {
           findPlaces<Path>(a, item.token, selection, this->shared().places);
         }
-        if (!passed && (item.source < 0 || own)) {
-          this->passPorts();
-          passed = true;
-        }
+      }
+      if (!passed && (item.source < 0 || own)) {
+        if constexpr (Path::kPorts) this->passPorts();
+        // Not before: the peers' sums must not wait for a peer that is late.
+        const bool last = blockIndex() == gridSize() - 1;
+        if (last && receives(a.group.phase)) this->awaitHellos(kReducedAsLogfmt);
+        passed = true;
       }
       if (item.source < 0) break;
       const Item next = this->after(item);
@@ -161,7 +162,7 @@ __device__ void lowLatencyLogfmtKernel(const LowLatencyCombineArgs& a) {
     if (sends(a.group.phase)) {
       block.pushWeights();
       const bool last = blockIndex() == gridSize() - 1;
-      if (last) block.pushHello();
+      if (last) block.pushHello(kReducedAsLogfmt);
       if constexpr (Path::kPorts) {
         if (last) block.sendPortWeights();
       }

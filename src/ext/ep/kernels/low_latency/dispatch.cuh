@@ -247,6 +247,7 @@ struct DispatchBlock {
     const IdReader<Path> ids{a, shared, turn.epoch};
     const int n = a.group.ranks, thread = static_cast<int>(threadIndex());
     for (int s = thread; s < n; s += kLowLatencyThreads) a.sourceTokens[s] = shared.tokens()[s];
+    if constexpr (Path::kPorts) writeSourceBases(ids);
     const int atOnce = n < kCountsAtOnce ? kCountsAtOnce / n : 1;
 #pragma unroll 1
     for (int first = 0; first < a.expertsPerRank; first += atOnce) {
@@ -257,6 +258,17 @@ struct DispatchBlock {
       syncBlock();
       for (int e = thread; e < experts; e += kLowLatencyThreads) writeCountsOf(first + e, e);
       syncBlock();
+    }
+  }
+  /// Where this rank's rows will begin among all that come home from behind port channels.
+  __device__ __forceinline__ void writeSourceBases(const IdReader<Path>& ids) const {
+    const int first = a.group.rank * a.expertsPerRank;
+    for (int s = static_cast<int>(warpId()); s < a.group.ranks; s += kLowLatencyWarps) {
+      const int base = countWhere(shared.tokens()[s] * a.area.topk, [&](int i) {
+        const std::uint32_t expert = ids.id(s, i);
+        return expert != kNoExpert && static_cast<int>(expert) < first;
+      });
+      if (laneId() == 0) a.sourceBase[s] = base;
     }
   }
   __device__ __forceinline__ void countSelections(const IdReader<Path>& ids, int firstExpert,

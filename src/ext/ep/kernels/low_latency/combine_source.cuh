@@ -1,0 +1,272 @@
+#pragma once
+
+#include "combine_rows.cuh"
+
+/// Low-latency combine, reduced at the tokens' home: the experts' ranks send every selection's row
+/// as it is, the home multiplies and adds them in fp32 in the order of k and rounds once. Weights do
+/// not cross, and nobody waits before he sends.
+namespace mscclpp::ep::MSCCLPP_PLATFORM_NS {
+
+/// Rows that are under way together: to be sent (twice as many, since the next ones are requested
+/// before these leave), and to be added.
+inline constexpr int kPushedAtOnce = 4;
+inline constexpr int kPulledAtOnce = 8;
+
+template <class Path>
+struct SourceCombineBlock : CombineRows<LowLatencySourceArgs, Path> {
+  using Base = CombineRows<LowLatencySourceArgs, Path>;
+  using typename Base::Item;
+  using Base::a, Base::turn, Base::row, Base::areas, Base::shared;
+
+  __device__ __forceinline__ SourceCombineBlock(const LowLatencySourceArgs& args,
+                                                const LowLatencyTurn& now)
+      : Base(args, now) {}
+
+  // ---- where the experts are -------------------------------------------------------------------
+
+  /// Selections of `source` here before its selection `index`: the place of that one's row in the
+  /// outbox. A whole warp.
+  __device__ __forceinline__ int rowsBefore(int source, int index) const {
+    const std::int32_t* const slots =
+        a.slots + static_cast<std::int64_t>(source) * a.area.maxTokens * a.area.topk;
+    return countWhere(index, [&](int i) { return slots[i] >= 0; });
+  }
+  /// How far this block is: the slots of an item, and which of its selections are left.
+  struct Cursor {
+    Item item;
+    std::int32_t slot;
+    unsigned left = 0;
+    bool fresh = true;  ///< `left` is not known yet
+  };
+  /// Rows of an item whose loads are under way. `mask`: their selections.
+  struct Batch {
+    Item item;
+    unsigned mask = 0;
+    Vec16 unit[kPushedAtOnce];
+  };
+  /// Own tokens' rows wait at home between the halves, which leave y free.
+  __device__ __forceinline__ bool isSent(const Item& item) const {
+    return item.source >= 0 && (item.source != a.group.rank || !receives(a.group.phase));
+  }
+  /// Requests the next rows, perhaps none of this item. False: there are no more items.
+  __device__ __forceinline__ bool request(Batch& batch, Cursor& at) const {
+    if (!isSent(at.item)) return false;
+    if (at.fresh) at.left = ballot(at.slot >= 0);
+    at.fresh = false;
+    batch.item = at.item;
+    unsigned left = at.left;
+#pragma unroll
+    for (int i = 0; i < kPushedAtOnce; ++i) {
+      if (left == 0) continue;
+      this->loadUnit(batch.unit[i], shuffle(at.slot, findFirstSet(left) - 1), at.item.pass);
+      left &= left - 1;
+    }
+    batch.mask = at.left ^ left;
+    at.left = left;
+    if (left == 0) at = startOf(this->after(at.item));
+    return true;
+  }
+  /// The slots are on their way while the rows before are sent.
+  __device__ __forceinline__ Cursor startOf(const Item& item) const {
+    return {item, this->loadSlot(item)};
+  }
+  __device__ __forceinline__ void push(const Batch& batch) const {
+    const Item& item = batch.item;
+    unsigned mask = batch.mask;
+    if (mask == 0) return;
+    const bool port = isPort<Path>(a.group, item.source);
+    const int first = item.token * a.area.topk;
+    const int place = port ? rowsBefore(item.source, first + findFirstSet(mask) - 1) : 0;
+    char* const to = port ? this->outbox() : areas.at(item.source);
+#pragma unroll
+    for (int i = 0; i < kPushedAtOnce; ++i) {
+      if (mask == 0) continue;
+      const int k = findFirstSet(mask) - 1;
+      mask &= mask - 1;
+      if (port && place + i >= a.area.outboxRows) continue;  // reported by sendPorts()
+      this->pushUnit(
+          to + (port ? a.area.outboxRow(item.source, place + i) : a.area.row(item.token, k)),
+          batch.unit[i], item.pass);
+    }
+  }
+  /// The next rows are requested before the last ones are pushed: loads behind a push would wait
+  /// until the wire has taken it.
+  __device__ __forceinline__ void sendRows() const {
+    Cursor at = startOf(this->peerItem(firstPeerItem()));
+    Batch batch, next;
+    bool more = request(batch, at);
+#pragma unroll 1
+    while (more) {
+      more = request(next, at);
+      push(batch);
+      batch = next;
+    }
+  }
+
+  // ---- peers behind port channels ----------------------------------------------------------
+
+  /// The last block: the signal that weights come with in the other combine, since signals are
+  /// counted and the two may take turns.
+  __device__ __forceinline__ void signalPorts() const {
+    sendToPorts<Path>(a.group, LowLatencyKind::combine, turn.epoch,
+                      [&](int) { return PortRange{}; });
+  }
+  /// After all rows: the block that comes last lets them go.
+  __device__ __forceinline__ void sendPorts() const {
+    const LowLatencyGroup& g = a.group;
+    if (!isLastWriter(g, LowLatencyKind::combine, shared().lastWriter)) return;
+    sendToPorts<Path>(g, LowLatencyKind::combine, turn.epoch, [&](int peer) {
+      int rows = rowsBefore(peer, a.sourceTokens[peer] * a.area.topk);
+      if (rows > a.area.outboxRows) {
+        if (laneId() == 0) {
+          reportFailure(g.wait, lowLatencyWait(WaitWhat::lowLatencyRepeats, peer),
+                        static_cast<std::uint64_t>(a.area.outboxRows),
+                        static_cast<std::uint64_t>(rows));
+        }
+        rows = a.area.outboxRows;
+      }
+      return PortRange{a.area.outboxRow(peer, 0), a.area.portRow(a.sourceBase[peer]),
+                       static_cast<std::size_t>(rows) * a.area.rowBytes};
+    });
+  }
+  /// All threads: the peers' rows.
+  __device__ __forceinline__ void awaitPortRows() const {
+    this->awaitMessages(PortMessage::partial, WaitWhat::lowLatencyOutput);
+    if (blockIndex() == 0 && warpId() == kLowLatencyWarps - 1) {
+      noteFinished(a.group, LowLatencyKind::combine);
+    }
+  }
+  /// All threads: places[k] for the selections of an own token behind port channels.
+  __device__ __forceinline__ void findPlaces(int token) const {
+    syncBlock();  // those of the token before are used
+    for (int k = static_cast<int>(warpId()); k < a.area.topk; k += kLowLatencyWarps) {
+      const int index = token * a.area.topk + k;
+      const int rank = ownerOf(a, a.topkIdx[index]);
+      if (rank < 0 || !isPort<Path>(a.group, rank)) continue;
+      const int place = countWhere(a.tokens * a.area.topk, [&](int i) {
+        const int owner = ownerOf(a, a.topkIdx[i]);
+        return owner >= 0 && (owner < rank || (owner == rank && i < index));
+      });
+      if (laneId() == 0) shared().places[k] = place;
+    }
+    syncBlock();
+  }
+
+  // ---- at home ---------------------------------------------------------------------------------
+
+  /// An own token, whose selections a warp's lanes hold.
+  struct Token {
+    int token;
+    int owner;          ///< of this lane's selection
+    std::int32_t slot;  ///< of this lane's selection, if its expert is here
+    float weight;
+    unsigned wanted;  ///< selections with a row
+  };
+  __device__ __forceinline__ Token loadToken(int token) const {
+    const LowLatencyGroup& g = a.group;
+    const std::int64_t first = static_cast<std::int64_t>(token) * a.area.topk;
+    const int lane = static_cast<int>(laneId());
+    const bool inside = lane < a.area.topk;
+    Token of{token, ownerOf(a, loadSelection(a, token)), -1, 0.0f, 0};
+    if (inside) {
+      of.slot = a.slots[static_cast<std::int64_t>(g.rank) * a.area.maxTokens * a.area.topk + first +
+                        lane];
+      of.weight = a.weights[first + lane];
+    }
+    bool wanted = of.owner >= 0;
+    if (of.owner == g.rank) {
+      wanted = of.slot >= 0;
+    } else if (wanted) {
+      wanted = !this->isLost(of.owner) && !isMasked<Path>(g, of.owner);
+    }
+    of.wanted = ballot(wanted);
+    return of;
+  }
+  /// Where a row has come or will.
+  __device__ __forceinline__ const char* rowOf(const Token& of, int k, int rank) const {
+    return areas.mine + (isPort<Path>(a.group, rank) ? a.area.portRow(shared().places[k])
+                                                     : a.area.row(of.token, k));
+  }
+  /// In a whole call own rows are read where the experts left them.
+  __device__ __forceinline__ bool isHere(int rank) const {
+    return rank == a.group.rank && sends(a.group.phase);
+  }
+  /// Adds up to kPulledAtOnce rows, those of selections from `first` on.
+  __device__ __forceinline__ void addRows(float (&sum)[8], const Token& of, int first,
+                                          int pass) const {
+    Vec16 unit[kPulledAtOnce];
+    const unsigned mask = of.wanted >> first;
+#pragma unroll
+    for (int i = 0; i < kPulledAtOnce; ++i) {
+      if ((mask >> i & 1u) == 0) continue;
+      const int rank = shuffle(of.owner, first + i);
+      if (isHere(rank)) {
+        this->loadUnit(unit[i], shuffle(of.slot, first + i), pass);
+      } else {
+        unit[i] = this->peekUnit(rowOf(of, first + i, rank), pass);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kPulledAtOnce; ++i) {
+      if ((mask >> i & 1u) == 0) continue;
+      const int rank = shuffle(of.owner, first + i);
+      if (!isHere(rank)) {
+        if (isMaskedForWarp<Path>(a.group, rank)) continue;
+        const std::uint64_t start = this->waitBegins();
+        const bool came = this->receiveUnit(rowOf(of, first + i, rank), unit[i], pass, rank,
+                                            WaitWhat::lowLatencyOutput);
+        if (rank != a.group.rank) this->countWait(rank, start);
+        if (!came) continue;
+      }
+      addScaled(sum, unit[i], bitsToFloat(shuffle(floatToBits(of.weight), first + i)));
+    }
+  }
+  __device__ __forceinline__ void receiveRows() const {
+#pragma unroll 1
+    for (int token = static_cast<int>(blockIndex()); token < a.tokens;
+         token += static_cast<int>(gridSize())) {
+      if constexpr (Path::kPorts) findPlaces(token);
+      const Token of = loadToken(token);
+#pragma unroll 1
+      for (int pass = 0; pass < row.passes(); ++pass) {
+        float sum[8] = {};
+        addRows(sum, of, 0, pass);
+        if constexpr (!Path::kFast) {
+#pragma unroll 1
+          for (int first = kPulledAtOnce; first < a.area.topk; first += kPulledAtOnce) {
+            addRows(sum, of, first, pass);
+          }
+        }
+        this->store(sum, token, pass);
+      }
+    }
+  }
+};
+
+template <class Path>
+__device__ void lowLatencySourceKernel(const LowLatencySourceArgs& a) {
+  using Block = SourceCombineBlock<Path>;
+  waitForPreviousKernel();
+  letNextKernelStart();
+  if (Path::kPorts && threadIndex() == 0) storeRelaxed(&Block::shared().portsLost, 0u);
+  const LowLatencyTurn turn =
+      enterLowLatency<Path>(a.group, LowLatencyKind::combine, sharedStorage<CombineShared>().turn);
+  const Block block(a, turn);
+  const bool last = blockIndex() == gridSize() - 1;
+  if (turn.sound && sends(a.group.phase)) {
+    if (last) block.pushHello(kReducedAtSource);
+    if constexpr (Path::kPorts) {
+      if (last) block.signalPorts();
+    }
+    block.sendRows();
+    if constexpr (Path::kPorts) block.sendPorts();
+  }
+  if (turn.sound && receives(a.group.phase)) {
+    if constexpr (Path::kPorts) block.awaitPortRows();
+    if (last) block.awaitHellos(kReducedAtSource);
+    block.receiveRows();
+  }
+  finishLowLatency<Path>(a.group, LowLatencyKind::combine, turn);
+}
+
+}  // namespace mscclpp::ep::MSCCLPP_PLATFORM_NS
