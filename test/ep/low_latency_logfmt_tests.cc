@@ -1,12 +1,17 @@
 // Low-latency combine with use_logfmt: what comes out is the reference's bit for bit.
 #include <gmock/gmock.h>
 
+#include <mscclpp/env.hpp>
+
 #include "ep/low_latency_scenario.hpp"
 
 namespace mscclpp::ep::testing {
 namespace {
 
 using reference::Pattern;
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+using ::testing::StartsWith;
 
 class EpLowLatencyLogfmt : public ::testing::TestWithParam<std::tuple<bool, int>> {};
 
@@ -79,6 +84,43 @@ TEST(EpLowLatencyLogfmtCalls, FormatsAlternate) {
     expectLowLatencyCombine(rank, world, second, b);
     expectLowLatencyCombine(rank, world, third, c);
   });
+}
+
+TEST(EpLowLatencyLogfmtCalls, NotWithRowsOfSingleSelections) {
+  const LowLatencyWorld world({.ranks = 1, .tokens = {4}, .topk = 2, .experts = 4});
+  runRanks(1, roomForBoth(world, 64), [&](RankContext& rank) {
+    const auto sent = lowLatencyDispatch(rank, world, {.id = 1});
+    const std::string text = errorOf([&] {
+      lowLatencyCombine(rank, world, {.id = 1, .logfmt = true, .source = true}, sent.handle);
+    });
+    EXPECT_THAT(text, AllOf(StartsWith("invalidArgument: use_logfmt = true"),
+                            HasSubstr("combine_reduce = \"rank\"")));
+    rank.sync();
+  });
+}
+
+/// A rank that sends the other format is named by those with this one, unless it is on another
+/// node: then the call most often times out.
+TEST(EpLowLatencyLogfmtCalls, UnequalFormatsAreRefused) {
+  if (env().ranksPerNode.value_or(2) < 2) GTEST_SKIP() << "no hello between nodes";
+  const LowLatencyWorld world({.ranks = 2, .tokens = {4, 3}, .topk = 2, .experts = 8});
+  const auto errors = tryRanks(
+      2,
+      [&](int) {
+        BufferOptions options = lowLatencyOptions(world, 64);
+        options.timeoutSeconds = 1;
+        return options;
+      },
+      [&](RankContext& rank) {
+        const auto sent = lowLatencyDispatch(rank, world, {.id = 1});
+        rank.sync();
+        lowLatencyCombine(rank, world, {.id = 1, .logfmt = rank.rank() == 0}, sent.handle);
+        rank.sync();
+        rank.buffer().checkHealth();
+      });
+  EXPECT_THAT(errors[0], AllOf(StartsWith("invalidArgument: "),
+                               HasSubstr("rank 1 called low_latency_combine with combine_reduce = "
+                                         "\"rank\", rank 0 with use_logfmt = True")));
 }
 
 }  // namespace

@@ -159,7 +159,7 @@ TEST(EpLowLatencySource, RoundsOnce) {
       const double error = std::abs(reference::bf16ToFloat(got[i]) - exact);
       // The end's rounding, and what fp32 leaves.
       const double end = std::abs(exact) / 256 / 2 + size * 1e-6;
-      if (source) EXPECT_LE(error, end * 1.01) << "value " << i;
+      if (source) { EXPECT_LE(error, end * 1.01) << "value " << i; }
       apart[source ? 1 : 0] += error;
     }
   }
@@ -236,7 +236,7 @@ TEST(EpLowLatencySource, UnequalWaysAreRefused) {
       });
   EXPECT_THAT(errors[0], AllOf(StartsWith("invalidArgument: "),
                                HasSubstr("rank 1 called low_latency_combine with combine_reduce = "
-                                         "\"rank\", rank 0 with \"source\"")));
+                                         "\"rank\", rank 0 with combine_reduce = \"source\"")));
   EXPECT_NE(errors[1], "");
 }
 
