@@ -207,11 +207,8 @@ INSTANTIATE_TEST_SUITE_P(Calls, EpLowLatencyMissing,
                          [](const auto& test) { return std::string(test.param); });
 
 /// With enable_shrink the rank that does not come is masked, and the others go on with exact
-/// results: its experts' rows are what is missing, and its tokens.
-class EpLowLatencyLost : public ::testing::TestWithParam<bool> {};
-
-TEST_P(EpLowLatencyLost, GoesOnWithoutTheRankThatDoesNotCome) {
-  const bool source = GetParam();
+/// results: its experts' rows are what is missing, and its tokens. Combines of every kind.
+TEST(EpLowLatencyShrink, GoesOnWithoutTheRankThatDoesNotCome) {
   const LowLatencyWorld world({.ranks = 3, .tokens = {5, 4, 6}, .topk = 2, .experts = 6});
   // What the survivors must see: rank 1 has no tokens, and nobody gets rows from its experts.
   LowLatencySpec without = world.spec();
@@ -235,14 +232,14 @@ TEST_P(EpLowLatencyLost, GoesOnWithoutTheRankThatDoesNotCome) {
           return;
         }
         const std::shared_ptr<void> leaving(nullptr, [&](void*) { done.count_down(); });
-        for (std::uint64_t id = 2; id <= 4; ++id) {
+        for (std::uint64_t id = 2; id <= 5; ++id) {
           const auto sent = lowLatencyDispatch(rank, survivors, {.id = id, .hook = id == 3});
           if (sent.hook) sent.hook(rank.compute().native());
           expectLowLatencyDispatch(rank, survivors, {.id = id}, sent);
           const LowLatencyCase back{.id = id,
-                                    .hook = source && id == 4,
-                                    .logfmt = !source && id != 3,
-                                    .source = source};
+                                    .hook = id >= 4,
+                                    .logfmt = id == 5,
+                                    .source = id == 3 || id == 4};
           const auto combined = lowLatencyCombine(rank, survivors, back, sent.handle);
           if (combined.hook) combined.hook(rank.compute().native());
           // Rows of the missing rank's experts count as nothing.
@@ -261,10 +258,6 @@ TEST_P(EpLowLatencyLost, GoesOnWithoutTheRankThatDoesNotCome) {
       });
   for (const std::string& error : errors) EXPECT_EQ(error, "");
 }
-
-INSTANTIATE_TEST_SUITE_P(Reduced, EpLowLatencyLost, ::testing::Bool(), [](const auto& test) {
-  return std::string(test.param ? "AtHome" : "WhereTheExpertsAre");
-});
 
 /// A mask that the caller sets, and takes back.
 TEST(EpLowLatencyShrink, CallerMasks) {

@@ -21,6 +21,10 @@ using ::testing::StartsWith;
 bool spansNodes(int ranks) {
   return env().ranksPerNode.value_or(ranks) < ranks;
 }
+/// For what needs to be seen once only, not on nodes of every size.
+bool nodesAreForced() {
+  return env().ranksPerNode.has_value();
+}
 
 class EpLowLatencySource : public ::testing::TestWithParam<std::tuple<bool, int>> {};
 
@@ -29,7 +33,7 @@ TEST_P(EpLowLatencySource, InTurnWithTheOtherWay) {
   const auto& [hook, ranks] = GetParam();
   const LowLatencyWorld world(
       {.ranks = ranks, .tokens = {7, 3, 5}, .topk = 3, .experts = 4 * ranks, .maxTokens = 9});
-  for (const int hidden : {8, 264, 1152}) {
+  for (const int hidden : {8, 1152}) {
     SCOPED_TRACE("hidden " + std::to_string(hidden));
     runRanks(ranks, roomForBoth(world, hidden), [&](RankContext& rank) {
       for (std::uint64_t id = 1; id <= 6; ++id) {
@@ -57,7 +61,7 @@ struct SourceShape {
   int hidden, topk, experts, ranks;
 };
 constexpr SourceShape kShapes[] = {
-    {"DeepSeekV3", 7168, 8, 256, 2}, {"Nemotron3", 1024, 22, 512, 4}, {"Topk32", 24, 32, 40, 3},
+    {"GptOss", 2880, 4, 128, 3},      {"Nemotron3", 1024, 22, 512, 4}, {"Topk32", 24, 32, 40, 3},
     {"FewExperts", 136, 1, 3, 4},    {"FewLocal", 72, 5, 7, 4},       {"ManyRanks", 40, 6, 70, 7},
 };
 class EpLowLatencySourceShapes : public ::testing::TestWithParam<SourceShape> {};
@@ -131,7 +135,8 @@ TEST(EpLowLatencySource, EpochsCrossTheWrap) {
   });
 }
 
-/// 1 + 2^-8 is lost when a remote rank's sum is rounded, not when all is added at home.
+/// What is added at home is off by the last rounding alone, 2^-8 of the result at most; where remote
+/// ranks' sums are rounded too, it is more.
 TEST(EpLowLatencySource, RoundsOnce) {
   LowLatencySpec spec{.ranks = 2, .tokens = {8}, .topk = 4, .experts = 8};
   const LowLatencyWorld world(spec);
@@ -158,8 +163,10 @@ TEST(EpLowLatencySource, RoundsOnce) {
       }
       const double error = std::abs(reference::bf16ToFloat(got[i]) - exact);
       // The end's rounding, and what fp32 leaves.
-      const double end = std::abs(exact) / 256 / 2 + size * 1e-6;
-      if (source) { EXPECT_LE(error, end * 1.01) << "value " << i; }
+      const double end = std::abs(exact) / 256 + size * 1e-6;
+      if (source) {
+        EXPECT_LE(error, end) << "value " << i;
+      }
       apart[source ? 1 : 0] += error;
     }
   }
@@ -218,13 +225,13 @@ TEST(EpLowLatencySource, SizeHintCountsWhatIsNeeded) {
 /// A rank that reduces the other way is named by those that reduce at home, unless it is on another
 /// node: then the call times out.
 TEST(EpLowLatencySource, UnequalWaysAreRefused) {
-  if (spansNodes(2)) GTEST_SKIP() << "between nodes it is a timeout";
+  if (nodesAreForced()) GTEST_SKIP() << "between nodes it is a timeout";
   const LowLatencyWorld world({.ranks = 2, .tokens = {4, 3}, .topk = 2, .experts = 8});
   const auto errors = tryRanks(
       2,
       [&](int) {
         BufferOptions options = roomForBoth(world, 64);
-        options.timeoutSeconds = 2;
+        options.timeoutSeconds = 1;
         return options;
       },
       [&](RankContext& rank) {
@@ -242,6 +249,7 @@ TEST(EpLowLatencySource, UnequalWaysAreRefused) {
 
 /// An outbox has room for different experts only.
 TEST(EpLowLatencySource, RepeatedExpertsBetweenNodesAreNamed) {
+  if (nodesAreForced()) GTEST_SKIP() << "makes nodes of its own";
   const LowLatencyWorld world({.ranks = 2, .tokens = {3}, .topk = 4, .experts = 2});
   BufferOptions options = roomForBoth(world, 64);
   options.topology = {.ranksPerNode = 1, .transport = Transport::shm};
@@ -250,10 +258,10 @@ TEST(EpLowLatencySource, RepeatedExpertsBetweenNodesAreNamed) {
       2, [&](int) { return options; },
       [&](RankContext& rank) {
         LowLatencyDispatchRequest out;
-        out.x = rank.empty(DType::bf16, {3, 64});
-        // Rank 0 asks for the only expert of rank 1 four times per token.
+        out.x = rank.empty(DType::bf16, {1, 64});
+        // The only token of rank 0 asks four times for the only expert of rank 1.
         out.topkIdx =
-            rank.upload(DType::i64, {3, 4}, std::vector<std::int64_t>(12, rank.rank() == 0 ? 1 : -1));
+            rank.upload(DType::i64, {1, 4}, std::vector<std::int64_t>(4, rank.rank() == 0 ? 1 : -1));
         out.maxTokens = 3;
         out.experts = 2;
         out.useFp8 = false;
@@ -262,7 +270,7 @@ TEST(EpLowLatencySource, RepeatedExpertsBetweenNodesAreNamed) {
         LowLatencyCombineRequest back;
         back.x = sent.recvX;
         back.topkIdx = out.topkIdx;
-        back.topkWeights = rank.empty(DType::f32, {3, 4});
+        back.topkWeights = rank.empty(DType::f32, {1, 4});
         back.handle = sent.handle;
         back.reduce = LowLatencyReduce::source;
         back.order = rank.order();
@@ -270,7 +278,7 @@ TEST(EpLowLatencySource, RepeatedExpertsBetweenNodesAreNamed) {
         rank.sync();
         rank.buffer().checkHealth();
       });
-  EXPECT_THAT(errors[1], AllOf(HasSubstr("rank 0 has 12 selections on rank 1"),
+  EXPECT_THAT(errors[1], AllOf(HasSubstr("rank 0 has 4 selections on rank 1"),
                                HasSubstr("where 3 fit"), HasSubstr("topk_idx must differ")));
 }
 
