@@ -42,9 +42,9 @@ LowLatencyReduce reduceOf(const LowLatencyBenchOptions& options) {
 }
 /// So that the largest number of tokens fits.
 std::size_t regionBytes(const LowLatencyBenchOptions& options) {
-  return lowLatencySizeHint(*std::ranges::max_element(options.tokens), options.hidden,
-                            options.ranks, options.experts,
-                            {.reduce = reduceOf(options), .topk = options.topk, .spansNodes = true});
+  return lowLatencySizeHint(
+      *std::ranges::max_element(options.tokens), options.hidden, options.ranks, options.experts,
+      {.reduce = reduceOf(options), .topk = options.topk, .spansNodes = true});
 }
 
 /// One rank's calls for one number of tokens.
@@ -133,9 +133,8 @@ class LowLatencyRank {
       if (placement.rankOf[e] != context_.rank) remoteSelections += layout.tokensPerExpert[e];
     }
     bytes_.combineBytes = static_cast<double>(routing_.topkIdx.size()) * 2.0 * options_.hidden;
-    const auto area =
-        CombineArea::make(options_.ranks, tokens_, options_.topk, bf16Units(options_.hidden),
-                          options_.logfmt);
+    const auto area = CombineArea::make(options_.ranks, tokens_, options_.topk,
+                                        bf16Units(options_.hidden), options_.logfmt);
     const bool atSource = reduceOf(options_) == LowLatencyReduce::source;
     bytes_.combineWire =
         (atSource ? remoteSelections : remoteRows_) * static_cast<double>(area.rowBytes);

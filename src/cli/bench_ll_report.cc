@@ -23,7 +23,8 @@ std::string formatLowLatency(const LowLatencyBenchOptions& options,
                              const std::vector<LowLatencyLine>& lines,
                              const LowLatencyPlace& place) {
   std::string text = fmt::format(
-      "low latency: {} ranks as {}{}, hidden {}, top-{} of {} experts, {} back, combine_reduce {}, {}\n"
+      "low latency: {} ranks as {}{}, hidden {}, top-{} of {} experts, {} back, combine_reduce {}, "
+      "{}\n"
       "us per call: median (least-most) of {} timings of {} calls{}, slowest rank; GB/s as deep_ep "
       "counts them (a row per selection); wire: MB that a rank sends to others\n",
       options.ranks, options.processes ? "processes" : "threads",

@@ -38,10 +38,12 @@ int run(const Arguments& arguments) {
       "low latency, worked out and not run: {} tokens per rank, hidden {}, top-{} of {} experts, "
       "uniform routing, {} out, {} back, combine_reduce {}, {} ranks per node\n"
       "per rank and call, mean over the ranks; node MB: stored to ranks of the own node; puts, MB, "
-      "signals (without a put), adds: to other nodes; rows: messages if every selection's row were put by itself\n",
+      "signals (without a put), adds: to other nodes; rows: messages if every selection's row were "
+      "put by itself\n",
       shape.tokens, shape.hidden, shape.topk, shape.experts, shape.fp8 ? "FP8" : "BF16",
       shape.logfmt ? "LogFMT" : "BF16", arguments.reduce, shape.ranksPerNode);
-  TextTable table({"ranks", "call", "node MB", "puts", "MB", "signals", "adds", "rows", "rows MB"}, 2);
+  TextTable table({"ranks", "call", "node MB", "puts", "MB", "signals", "adds", "rows", "rows MB"},
+                  2);
   for (const int ranks : arguments.ranks) {
     shape.ranks = ranks;
     const LowLatencyRoundTrip trip = lowLatencyTraffic(shape);
@@ -49,8 +51,8 @@ int run(const Arguments& arguments) {
       const LowLatencyTraffic& one = out ? trip.dispatch : trip.combine;
       table.add({std::to_string(ranks), out ? "dispatch" : "combine", inMegabytes(one.memoryBytes),
                  fmt::format("{:.0f}", one.puts), inMegabytes(one.putBytes),
-                 fmt::format("{:.0f}", one.signals), fmt::format("{:.0f}", one.adds), fmt::format("{:.0f}", one.rows),
-                 inMegabytes(one.rowBytes)});
+                 fmt::format("{:.0f}", one.signals), fmt::format("{:.0f}", one.adds),
+                 fmt::format("{:.0f}", one.rows), inMegabytes(one.rowBytes)});
     }
   }
   std::fputs((text + table.text()).c_str(), stdout);

@@ -107,9 +107,8 @@ TEST(EpLogfmt, EqualValues) {
 }
 
 TEST(EpLogfmt, DenormalsComeNear) {
-  EXPECT_THAT(asLogfmt({kDenormal, -kDenormal, 0.0f}), Each(Truly([](float value) {
-                return std::fabs(value) <= std::ldexp(1.0f, -133);
-              })));
+  EXPECT_THAT(asLogfmt({kDenormal, -kDenormal, 0.0f}),
+              Each(Truly([](float value) { return std::fabs(value) <= std::ldexp(1.0f, -133); })));
   const float small = std::ldexp(1.0f, -128);
   const std::vector<float> back = asLogfmt({small, 0.75f * small, kDenormal});
   EXPECT_EQ(back[0], small);

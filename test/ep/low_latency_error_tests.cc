@@ -236,10 +236,8 @@ TEST(EpLowLatencyShrink, GoesOnWithoutTheRankThatDoesNotCome) {
           const auto sent = lowLatencyDispatch(rank, survivors, {.id = id, .hook = id == 3});
           if (sent.hook) sent.hook(rank.compute().native());
           expectLowLatencyDispatch(rank, survivors, {.id = id}, sent);
-          const LowLatencyCase back{.id = id,
-                                    .hook = id >= 4,
-                                    .logfmt = id == 5,
-                                    .source = id == 3 || id == 4};
+          const LowLatencyCase back{
+              .id = id, .hook = id >= 4, .logfmt = id == 5, .source = id == 3 || id == 4};
           const auto combined = lowLatencyCombine(rank, survivors, back, sent.handle);
           if (combined.hook) combined.hook(rank.compute().native());
           // Rows of the missing rank's experts count as nothing.

@@ -57,8 +57,7 @@ TEST_P(EpLowLatencyLogfmtPatterns, RoundTrip) {
     lowLatencyRoundTrip(rank, world, {.id = 1, .hidden = 72, .logfmt = true});
   });
 }
-INSTANTIATE_TEST_SUITE_P(All, EpLowLatencyLogfmtPatterns,
-                         ::testing::ValuesIn(reference::kPatterns),
+INSTANTIATE_TEST_SUITE_P(All, EpLowLatencyLogfmtPatterns, ::testing::ValuesIn(reference::kPatterns),
                          [](const auto& test) { return std::string(nameOf(test.param)); });
 
 /// The same region serves both formats in turn, also when two calls are under way.

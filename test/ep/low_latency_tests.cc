@@ -176,8 +176,8 @@ TEST(EpLowLatency, StatisticsAddUp) {
   });
 }
 
-/// What goes to other nodes is one put of a dispatch and two of a combine per peer (reduced at home:
-/// one, and a signal), and an add for each call: what traffic-ll says.
+/// What goes to other nodes is one put of a dispatch and two of a combine per peer (reduced at
+/// home: one, and a signal), and an add for each call: what traffic-ll says.
 class EpLowLatencyMessages : public ::testing::TestWithParam<bool> {};
 
 TEST_P(EpLowLatencyMessages, ProxiesCarryAsManyAsWorkedOut) {
@@ -221,13 +221,13 @@ INSTANTIATE_TEST_SUITE_P(Reduced, EpLowLatencyMessages, ::testing::Bool(), [](co
 
 TEST(EpLowLatency, TrafficIsThatOfTheRouting) {
   ep::LowLatencyShape shape{.ranks = 6,
-                                  .ranksPerNode = 4,
-                                  .tokens = 50,
-                                  .hidden = 264,
-                                  .topk = 3,
-                                  .experts = 12,
-                                  .fp8 = false,
-                                  .seed = 7};
+                            .ranksPerNode = 4,
+                            .tokens = 50,
+                            .hidden = 264,
+                            .topk = 3,
+                            .experts = 12,
+                            .fp8 = false,
+                            .seed = 7};
   const LowLatencyRoundTrip trip = lowLatencyTraffic(shape);
   // Nodes of 4 and 2: 4 ranks have 2 peers in the other node, 2 have 4.
   EXPECT_DOUBLE_EQ(trip.dispatch.puts, (4 * 2 + 2 * 4) / 6.0);

@@ -116,12 +116,14 @@ std::string describeFailure(const FailureRecord& record) {
           record.peer, record.rank);
     case WaitWhat::lowLatencyReduce:
       return fmt::format(
-          "rank {} called low_latency_combine with {}, rank {} with {}: combine_reduce and use_logfmt "
+          "rank {} called low_latency_combine with {}, rank {} with {}: combine_reduce and "
+          "use_logfmt "
           "must be equal on all ranks",
           record.peer, combineName(record.seen), record.rank, combineName(record.expected));
     case WaitWhat::lowLatencyRepeats:
       return fmt::format(
-          "rank {} has {} selections on rank {}, of another node, where {} fit: with combine_reduce "
+          "rank {} has {} selections on rank {}, of another node, where {} fit: with "
+          "combine_reduce "
           "= "
           "\"source\" between nodes the experts in a row of topk_idx must differ",
           record.peer, record.seen, record.rank, record.expected);

@@ -164,8 +164,8 @@ LowLatencyDispatchResult Buffer::lowLatencyDispatch(const LowLatencyDispatchRequ
   const std::int64_t perRank = dims.perRank, ranks = group.ranks();
   LowLatencyDispatchResult result;
   auto handle = std::make_shared<LowLatencyHandleState>();
-  *handle = {group.id(), request.maxTokens, dims.hidden, dims.topk, request.experts, {}, {}, {},
-             {}, {}};
+  *handle = {group.id(), request.maxTokens, dims.hidden, dims.topk, request.experts, {}, {}, {}, {},
+             {}};
   result.recvX =
       output(group, order, given.recvX, "recv_x", request.useFp8 ? DType::e4m3 : DType::bf16,
              {perRank, dims.rows, dims.hidden});
@@ -279,8 +279,8 @@ LowLatencyCombineArgsOf<Area> combineArgs(const LowLatencyCombineRequest& reques
   args.group = group.lowLatencyArgs();
   return args;
 }
-/// The hook reads topk_idx and the weights again; their memory, the handle's and the output's live as
-/// long as it.
+/// The hook reads topk_idx and the weights again; their memory, the handle's and the output's live
+/// as long as it.
 template <class Area>
 Launch combineLaunch(const LowLatencyCombineRequest& request, const Area& area, const Tensor& out,
                      const Group& group) {
@@ -307,9 +307,9 @@ LowLatencyCombineResult Buffer::lowLatencyCombine(const LowLatencyCombineRequest
   const bool atSource = request.reduce == LowLatencyReduce::source;
   const CombineArea area = combineArea(handle, group, request.useLogfmt);
   const SourceArea rows = sourceArea(handle, group);
-  checkRegion(group, atSource ? rows.total() : area.total(),
-              atSource ? "low_latency_combine with combine_reduce = \"source\""
-                       : "low_latency_combine");
+  checkRegion(
+      group, atSource ? rows.total() : area.total(),
+      atSource ? "low_latency_combine with combine_reduce = \"source\"" : "low_latency_combine");
   waitTotals(request.waitTotals, group);  // complains before anything is under way
   CallOrder order(group, request.order, CallStream::caller);
   LowLatencyCombineResult result;

@@ -49,8 +49,8 @@ std::vector<std::uint16_t> lowLatencyCombineLogfmt(const std::vector<LowLatencyR
                                                    int hidden);
 /// A row as it comes out at the other end.
 std::vector<float> asLogfmt(const std::vector<float>& row);
-/// The same, reduced at home: all rows times their weights in fp32 (fused multiply-add, in the order
-/// of k), rounded once.
+/// The same, reduced at home: all rows times their weights in fp32 (fused multiply-add, in the
+/// order of k), rounded once.
 std::vector<std::uint16_t> lowLatencyCombineAtSource(
     const std::vector<LowLatencyReceived>& received,
     const std::vector<std::vector<std::uint16_t>>& y, const Routing& routing,

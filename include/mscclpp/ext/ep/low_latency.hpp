@@ -82,7 +82,8 @@ enum class LowLatencyReduce {
   /// On the ranks of the experts, which send one bf16 row per token that they have rows of: the
   /// fewest bytes. Each such sum is rounded to bf16 once.
   rank,
-  /// At the token's home, to which every selection's row is sent: rounded only at the end. The least
+  /// At the token's home, to which every selection's row is sent: rounded only at the end. The
+  /// least
   /// there is to wait for.
   source,
 };
@@ -121,8 +122,8 @@ struct LowLatencySizeOptions {
 /// direction two areas (odd and even calls). With LowLatencyReduce::rank they hold maxTokens rows
 /// per rank, and the ids or weights; does not grow with the experts. With `source` an area holds a
 /// row per selection of maxTokens tokens, if that is more; between nodes, since the outbox is as
-/// large, maxTokens rows per rank and selection that a token may have there: the smaller of topk and
-/// ceil(experts / ranks). A Buffer that reduces in both ways needs the larger of both sizes.
+/// large, maxTokens rows per rank and selection that a token may have there: the smaller of topk
+/// and ceil(experts / ranks). A Buffer that reduces in both ways needs the larger of both sizes.
 std::size_t lowLatencySizeHint(int maxTokens, int hidden, int ranks, int experts,
                                const LowLatencySizeOptions& options = {});
 /// The same in words and figures.

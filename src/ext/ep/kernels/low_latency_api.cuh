@@ -107,9 +107,9 @@ struct LowLatencyCombineArgsOf {
   const std::int32_t* sourceTokens = nullptr;  ///< of the dispatch
   char* out = nullptr;                         ///< bf16 [tokens, hidden]
   std::int64_t* waitTotals = nullptr;          ///< optional [ranks] nanoseconds, added to
-  bool logfmt = false;    ///< peers' sums travel as plan/logfmt.hpp says; so does the area
-  const std::int32_t* sourceBase = nullptr;    ///< of the dispatch; for SourceArea
-  LowLatencyGroup group;                       ///< last: its end is seldom read
+  bool logfmt = false;  ///< peers' sums travel as plan/logfmt.hpp says; so does the area
+  const std::int32_t* sourceBase = nullptr;  ///< of the dispatch; for SourceArea
+  LowLatencyGroup group;                     ///< last: its end is seldom read
 };
 /// Reduced by the experts' ranks, or at the tokens' home.
 using LowLatencyCombineArgs = LowLatencyCombineArgsOf<CombineArea>;

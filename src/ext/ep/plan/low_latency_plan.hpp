@@ -169,11 +169,11 @@ constexpr int mostOnOneRank(int topk, int experts, int ranks) {
   return topk < local ? topk : local;
 }
 
-/// Offsets inside a combine area whose calls are reduced at the tokens' home: a row per selection of
-/// this rank's tokens. Those of peers whose memory is mapped, and own ones between the halves of a
-/// call, lie at the selection's number; those from behind port channels in a part of their own, close
-/// together per peer. The outbox of the same size has a row for every selection that a peer behind a
-/// port channel may have here.
+/// Offsets inside a combine area whose calls are reduced at the tokens' home: a row per selection
+/// of this rank's tokens. Those of peers whose memory is mapped, and own ones between the halves of
+/// a call, lie at the selection's number; those from behind port channels in a part of their own,
+/// close together per peer. The outbox of the same size has a row for every selection that a peer
+/// behind a port channel may have here.
 struct SourceArea {
   int ranks = 1;
   int maxTokens = 0;

@@ -17,9 +17,9 @@ struct LogfmtShared {
 template <class Path>
 struct LogfmtCombineBlock : CombineBlock<Path> {
   using Base = CombineBlock<Path>;
+  using Base::a, Base::turn, Base::row, Base::areas;
   using typename Base::Item;
   using typename Base::Rows;
-  using Base::a, Base::turn, Base::row, Base::areas;
 
   const LogfmtRow<Path> encoded{row};
 
@@ -47,8 +47,7 @@ struct LogfmtCombineBlock : CombineBlock<Path> {
     if (!isComplete(pass, number, has)) return;
     char* const to =
         isPort<Path>(a.group, item.source)
-            ? this->outbox() +
-                  a.area.partial(item.source, this->placeOf(item.source, item.token))
+            ? this->outbox() + a.area.partial(item.source, this->placeOf(item.source, item.token))
             : areas.at(item.source) + a.area.partial(a.group.rank, item.token);
     pushLine(to + encoded.offsetOf(item.pass), encoded.lineUnit(pass, item.pass), turn.epoch,
              encoded.hasLine(item.pass), Path::writes(a.group));
