@@ -7,16 +7,17 @@
 /// not cross, and nobody waits before he sends.
 namespace mscclpp::ep::MSCCLPP_PLATFORM_NS {
 
-/// Rows that are under way together: to be sent (twice as many, since the next ones are requested
-/// before these leave), and to be added.
+/// Rows that are under way together to be sent; twice as many, since the next ones are requested
+/// before these leave.
 inline constexpr int kPushedAtOnce = 4;
-inline constexpr int kPulledAtOnce = 8;
 
 template <class Path>
 struct SourceCombineBlock : CombineRows<LowLatencySourceArgs, Path> {
   using Base = CombineRows<LowLatencySourceArgs, Path>;
   using typename Base::Item;
   using Base::a, Base::turn, Base::row, Base::areas, Base::shared;
+  /// Rows that are under way together to be added. What else there is to ask takes registers.
+  static constexpr int kPulledAtOnce = Path::kFast ? 8 : 4;
 
   __device__ __forceinline__ SourceCombineBlock(const LowLatencySourceArgs& args,
                                                 const LowLatencyTurn& now)
