@@ -40,6 +40,7 @@ int run(Arguments arguments) {
     bench.tokens = cuda ? std::vector<int>{128, 32, 8, 1} : std::vector<int>{16, 1};
   }
   checkHidden(bench.hidden);
+  checkLogfmt(bench.logfmt, bench.combineReduce);
   bench.topology = topologyOf(arguments.nodes, bench.ranks);
   checkTopk(bench.topk, bench.experts);
   arguments.ranks.ranks = bench.ranks;

@@ -34,6 +34,7 @@ int run(const Arguments& arguments) {
   shape.source = arguments.reduce == "source";
   checkTopk(shape.topk, shape.experts);
   checkHidden(shape.hidden);
+  checkLogfmt(shape.logfmt, arguments.reduce);
   std::string text = fmt::format(
       "low latency, worked out and not run: {} tokens per rank, hidden {}, top-{} of {} experts, "
       "uniform routing, {} out, {} back, combine_reduce {}, {} ranks per node\n"
