@@ -25,9 +25,10 @@ void NumberOptions::operator()(const char* name, std::optional<int>& value, int 
 
 void addCombineReduce(CLI::App& command, std::string& reduce) {
   command
-      .add_option("--combine-reduce", reduce,
-                  "Where a token's rows are added: rank (of the experts: fewest bytes) or source (its "
-                  "home: rounded once); default rank")
+      .add_option(
+          "--combine-reduce", reduce,
+          "Where a token's rows are added: rank (of the experts: fewest bytes) or source (its "
+          "home: rounded once); default rank")
       ->check(CLI::IsMember({"rank", "source"}).description(""))
       ->type_name("NAME");
 }

@@ -37,11 +37,8 @@ class Combines {
   ReceiveHook combine(RankContext& rank, bool hook, bool source, int sms = 2) {
     results_.resize(static_cast<std::size_t>(world_.ranks()));
     auto& mine = results_[at(rank)];
-    const LowLatencyCase call{.id = mine.size() + 1,
-                              .hidden = hidden_,
-                              .hook = hook,
-                              .numSms = sms,
-                              .source = source};
+    const LowLatencyCase call{
+        .id = mine.size() + 1, .hidden = hidden_, .hook = hook, .numSms = sms, .source = source};
     mine.emplace_back(call, lowLatencyCombine(rank, world_, call, sent_.back().handle));
     return mine.back().second.hook;
   }
@@ -75,7 +72,8 @@ LowLatencyWorld worldOf(std::uint64_t seed, std::vector<int> tokens) {
                           .seed = seed});
 }
 
-/// Whole calls back to back, of both kinds: the areas are used again and again while peers are late.
+/// Whole calls back to back, of both kinds: the areas are used again and again while peers are
+/// late.
 TEST(EpLowLatencySourceSequence, WholeCallsInARow) {
   underAllSchedules([](std::uint64_t seed, const RuntimeConfig& config) {
     const LowLatencyWorld world = worldOf(seed, {5, 7, 3});
@@ -121,7 +119,8 @@ TEST(EpLowLatencySourceSequence, HalvesOverlap) {
 TEST(EpLowLatencySourceSequence, PeersWithNothingToSend) {
   underAllSchedules([](std::uint64_t seed, const RuntimeConfig& config) {
     const bool first = seed / 2 % 2 != 0;
-    const LowLatencyWorld world = worldOf(seed, first ? std::vector{7, 0, 0} : std::vector{0, 7, 0});
+    const LowLatencyWorld world =
+        worldOf(seed, first ? std::vector{7, 0, 0} : std::vector{0, 7, 0});
     BufferOptions options = roomForBoth(world, 72);
     options.enableShrink = seed % 3 == 0;
     ManualGroup group(world.ranks(), withNodes(seed, options));

@@ -61,8 +61,8 @@ struct SourceShape {
   int hidden, topk, experts, ranks;
 };
 constexpr SourceShape kShapes[] = {
-    {"GptOss", 2880, 4, 128, 3},      {"Nemotron3", 1024, 22, 512, 4}, {"Topk32", 24, 32, 40, 3},
-    {"FewExperts", 136, 1, 3, 4},    {"FewLocal", 72, 5, 7, 4},       {"ManyRanks", 40, 6, 70, 7},
+    {"GptOss", 2880, 4, 128, 3},  {"Nemotron3", 1024, 22, 512, 4}, {"Topk32", 24, 32, 40, 3},
+    {"FewExperts", 136, 1, 3, 4}, {"FewLocal", 72, 5, 7, 4},       {"ManyRanks", 40, 6, 70, 7},
 };
 class EpLowLatencySourceShapes : public ::testing::TestWithParam<SourceShape> {};
 
@@ -135,8 +135,8 @@ TEST(EpLowLatencySource, EpochsCrossTheWrap) {
   });
 }
 
-/// What is added at home is off by the last rounding alone, 2^-8 of the result at most; where remote
-/// ranks' sums are rounded too, it is more.
+/// What is added at home is off by the last rounding alone, 2^-8 of the result at most; where
+/// remote ranks' sums are rounded too, it is more.
 TEST(EpLowLatencySource, RoundsOnce) {
   LowLatencySpec spec{.ranks = 2, .tokens = {8}, .topk = 4, .experts = 8};
   const LowLatencyWorld world(spec);
@@ -155,7 +155,8 @@ TEST(EpLowLatencySource, RoundsOnce) {
           const int slot = world.received(static_cast<int>(r)).slotOf(0, t, k);
           if (slot < 0) continue;
           const double term =
-              static_cast<double>(routing.topkWeights[static_cast<std::size_t>(t * spec.topk + k)]) *
+              static_cast<double>(
+                  routing.topkWeights[static_cast<std::size_t>(t * spec.topk + k)]) *
               reference::bf16ToFloat(y[r][static_cast<std::size_t>(slot * call.hidden + c)]);
           exact += term;
           size += std::abs(term);
@@ -209,11 +210,12 @@ TEST(EpLowLatencySource, SizeHintCountsWhatIsNeeded) {
   near(hint(16, 256, 8, true), 128);   // an outbox of 16 ranks x 8 selections
   near(hint(64, 256, 8, true), 256);   // 4 experts on a rank
   near(hint(512, 512, 8, true), 512);  // one
-  EXPECT_THAT(errorOf([&] { hint(2, 8, 33, false); }), HasSubstr("num_topk = 33 must be in 1 .. 32"));
-  EXPECT_THAT(describeLowLatencySize(128, 7168, 16, 256,
-                                     {.reduce = LowLatencyReduce::source, .topk = 8}),
-              AllOf(StartsWith(std::to_string(hint(16, 256, 8, false))),
-                    HasSubstr("128 tokens x top-k 8 x a row of 16384")));
+  EXPECT_THAT(errorOf([&] { hint(2, 8, 33, false); }),
+              HasSubstr("num_topk = 33 must be in 1 .. 32"));
+  EXPECT_THAT(
+      describeLowLatencySize(128, 7168, 16, 256, {.reduce = LowLatencyReduce::source, .topk = 8}),
+      AllOf(StartsWith(std::to_string(hint(16, 256, 8, false))),
+            HasSubstr("128 tokens x top-k 8 x a row of 16384")));
   EXPECT_THAT(
       describeLowLatencySize(128, 7168, 16, 256,
                              {.reduce = LowLatencyReduce::source, .topk = 8, .spansNodes = true}),
@@ -260,8 +262,8 @@ TEST(EpLowLatencySource, RepeatedExpertsBetweenNodesAreNamed) {
         LowLatencyDispatchRequest out;
         out.x = rank.empty(DType::bf16, {1, 64});
         // The only token of rank 0 asks four times for the only expert of rank 1.
-        out.topkIdx =
-            rank.upload(DType::i64, {1, 4}, std::vector<std::int64_t>(4, rank.rank() == 0 ? 1 : -1));
+        out.topkIdx = rank.upload(DType::i64, {1, 4},
+                                  std::vector<std::int64_t>(4, rank.rank() == 0 ? 1 : -1));
         out.maxTokens = 3;
         out.experts = 2;
         out.useFp8 = false;

@@ -34,21 +34,19 @@ void checkSizes(int maxTokens, int hidden, int ranks, int experts,
 
 SourceArea sourceArea(int maxTokens, int hidden, int ranks, int experts,
                       const LowLatencySizeOptions& options) {
-  return SourceArea::make(
-      ranks, maxTokens, options.topk, bf16Units(hidden),
-      options.spansNodes ? mostOnOneRank(options.topk, experts, ranks) : 0);
+  return SourceArea::make(ranks, maxTokens, options.topk, bf16Units(hidden),
+                          options.spansNodes ? mostOnOneRank(options.topk, experts, ranks) : 0);
 }
 
 Parts partsOf(int maxTokens, int hidden, int ranks, int experts,
               const LowLatencySizeOptions& options) {
   checkSizes(maxTokens, hidden, ranks, experts, options);
   const int units = std::max(bf16Units(hidden), e4m3Units(hidden));
-  return {
-      LowLatencyPlan{ranks, 0}.head(),
-      DispatchArea::make(ranks, maxTokens, options.topk, units).total(),
-      options.reduce == LowLatencyReduce::source
-          ? sourceArea(maxTokens, hidden, ranks, experts, options).total()
-          : CombineArea::make(ranks, maxTokens, options.topk, bf16Units(hidden)).total()};
+  return {LowLatencyPlan{ranks, 0}.head(),
+          DispatchArea::make(ranks, maxTokens, options.topk, units).total(),
+          options.reduce == LowLatencyReduce::source
+              ? sourceArea(maxTokens, hidden, ranks, experts, options).total()
+              : CombineArea::make(ranks, maxTokens, options.topk, bf16Units(hidden)).total()};
 }
 
 std::string describeCombine(int maxTokens, int hidden, int ranks, int experts,
@@ -62,8 +60,8 @@ std::string describeCombine(int maxTokens, int hidden, int ranks, int experts,
         area.total() - area.ownSum(0), options.topk);
   }
   const SourceArea area = sourceArea(maxTokens, hidden, ranks, experts, options);
-  std::string text = fmt::format("{} tokens x top-k {} x a row of {}", maxTokens, options.topk,
-                                 area.rowBytes);
+  std::string text =
+      fmt::format("{} tokens x top-k {} x a row of {}", maxTokens, options.topk, area.rowBytes);
   if (options.spansNodes) {
     text = fmt::format(
         "the larger of 2 x {} (from the own node; from others) and an outbox of {} ranks x {} rows",

@@ -13,9 +13,11 @@ def shape_for(ranks, **options):
     return LlShape(TOKENS[:ranks], **options)
 
 
-def size_hint(*shapes):
+def size_hint(*shapes, **options):
     return max(
-        ep.Buffer.get_low_latency_rdma_size_hint(s.max_tokens, s.hidden, s.ranks, s.experts)
+        ep.Buffer.get_low_latency_rdma_size_hint(
+            s.max_tokens, s.hidden, s.ranks, s.experts, **options
+        )
         for s in shapes
     )
 
@@ -64,13 +66,15 @@ def received(event, hook, async_finish=False, return_recv_hook=False):
 
 
 def ll_round_trip(
-    me, buffer, world, form, *, zero_copy=False, out=False, use_logfmt=False, **how
+    me, buffer, world, form, *, zero_copy=False, out=False, reduce="rank", use_logfmt=False, **how
 ):
     recv_x, count, handle, event, hook = dispatch(me, buffer, world, form, **how)
     received(event, hook, **how)
     world.check_dispatch(me.rank, form, recv_x, count, handle)
-    options = {"zero_copy": zero_copy, "out": out, "use_logfmt": use_logfmt}
-    combined, event, hook = combine(me, buffer, world, form, recv_x, handle, **options, **how)
+    options = {"zero_copy": zero_copy, "out": out, "combine_reduce": reduce, **how}
+    combined, event, hook = combine(
+        me, buffer, world, form, recv_x, handle, use_logfmt=use_logfmt, **options
+    )
     received(event, hook, **how)
-    world.check_combined(me.rank, form, combined, use_logfmt)
+    world.check_combined(me.rank, form, combined, "logfmt" if use_logfmt else reduce)
     return combined

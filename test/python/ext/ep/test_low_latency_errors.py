@@ -128,6 +128,8 @@ BAD_COMBINE = {
     "async-and-hook": ({**HOOK, "async_finish": True}, r"async_finish = True and return_recv_hook"),
     "out-shape": ({"out": torch.zeros(6, 64).bfloat16()}, r"out is bf16\[6, 64\]: its shape must"),
     "out-dtype": ({"out": torch.zeros(7, 64)}, r"out is f32\[7, 64\]: its dtype must be bf16"),
+    "reduce": ({"combine_reduce": "home"}, r"combine_reduce = 'home' must be \"rank\" or \"source\""),
+    "reduce-none": ({"combine_reduce": None}, r"combine_reduce = None must be"),
     "num-sms": ({"num_sms": -1}, r"num_sms = -1 must be at least 0"),
     "overlap": ({"overlap": True}, r"overlap = True is not supported"),
     "signal": ({"comp_signal": torch.zeros(1)}, r"comp_signal = a Tensor is not supported"),
@@ -207,6 +209,13 @@ def test_size_hint(solo):
     )
     assert hint(128, 7168, 8, 8) == hint(128, 7168, 8, 4096)  # does not grow with the experts
     assert 4 * 8 * 128 * 7168 * 2 < hint(128, 7168, 8, 256) < 6 * 8 * 128 * 7168 * 2
+    source = {"combine_reduce": "source", "num_topk": 8}
+    assert 4 * 128 * 8 * 7168 * 2 < hint(128, 7168, 2, 256, **source) < 5 * 128 * 8 * 7168 * 2
+    assert hint(128, 7168, 2, 256, **source, spans_nodes=True) > 8 * 128 * 8 * 7168 * 2
+    with pytest.raises(ep.EpInvalidArgument, match="num_topk = 0 must be in 1 .. 32"):
+        hint(128, 7168, 2, 256, num_topk=0)
+    with pytest.raises(ep.EpInvalidArgument, match="combine_reduce = 'home' must be"):
+        hint(128, 7168, 2, 256, combine_reduce="home")
     for values, text in (
         ((-1, 64, 1, 8), "num_max_dispatch_tokens_per_rank = -1"),
         ((9, 12, 1, 8), "hidden = 12 must be a multiple of 8"),

@@ -13,9 +13,9 @@ inline constexpr int kRowsAtOnce = 8;
 template <class Path>
 struct CombineBlock : CombineRows<LowLatencyCombineArgs, Path> {
   using Base = CombineRows<LowLatencyCombineArgs, Path>;
-  using typename Base::Item;
   using Base::a, Base::turn, Base::row, Base::areas, Base::shared, Base::isLost, Base::loadSlot;
   using Base::awaitMessages, Base::outbox;
+  using typename Base::Item;
 
   __device__ __forceinline__ CombineBlock(const LowLatencyCombineArgs& args,
                                           const LowLatencyTurn& now)

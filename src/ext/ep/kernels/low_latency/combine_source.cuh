@@ -3,8 +3,8 @@
 #include "combine_rows.cuh"
 
 /// Low-latency combine, reduced at the tokens' home: the experts' ranks send every selection's row
-/// as it is, the home multiplies and adds them in fp32 in the order of k and rounds once. Weights do
-/// not cross, and nobody waits before he sends.
+/// as it is, the home multiplies and adds them in fp32 in the order of k and rounds once. Weights
+/// do not cross, and nobody waits before he sends.
 namespace mscclpp::ep::MSCCLPP_PLATFORM_NS {
 
 /// Rows that are under way together to be sent; twice as many, since the next ones are requested
@@ -14,8 +14,8 @@ inline constexpr int kPushedAtOnce = 4;
 template <class Path>
 struct SourceCombineBlock : CombineRows<LowLatencySourceArgs, Path> {
   using Base = CombineRows<LowLatencySourceArgs, Path>;
-  using typename Base::Item;
   using Base::a, Base::turn, Base::row, Base::areas, Base::shared;
+  using typename Base::Item;
   /// Rows that are under way together to be added. What else there is to ask takes registers.
   static constexpr int kPulledAtOnce = Path::kFast ? 8 : 4;
 
