@@ -117,8 +117,7 @@ std::string describeFailure(const FailureRecord& record) {
     case WaitWhat::lowLatencyReduce:
       return fmt::format(
           "rank {} called low_latency_combine with {}, rank {} with {}: combine_reduce and "
-          "use_logfmt "
-          "must be equal on all ranks",
+          "use_logfmt must be equal on all ranks",
           record.peer, combineName(record.seen), record.rank, combineName(record.expected));
     case WaitWhat::lowLatencyRepeats:
       return fmt::format(

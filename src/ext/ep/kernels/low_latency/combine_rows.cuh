@@ -50,8 +50,8 @@ struct CombineRows {
     }
   }
 
-  /// The last block, before it waits for rows: every peer is in this call and has said
-  /// the same in its hello. Peers behind port channels send none.
+  /// The last block, before it waits for rows: every peer is in this call and has said the
+  /// same in its hello. Peers behind port channels send none.
   __device__ __forceinline__ void awaitHellos(std::uint32_t reduced) const {
     const LowLatencyGroup& g = a.group;
     for (int i = static_cast<int>(warpId()); i < g.ranks - 1; i += kLowLatencyWarps) {
