@@ -24,6 +24,7 @@ struct LowLatencyBenchOptions {
   int calls = 20;       ///< per graph (cuda), or per timing (cpu)
   int iterations = 40;  ///< timings
   int numSms = 0;
+  bool logfmt = false;                 ///< the combine's sums travel as 10-bit logarithmic values
   std::string combineReduce = "rank";  ///< or "source"
   bool processes = false;
   bool phases = false;      ///< between nodes: also measures where the time goes

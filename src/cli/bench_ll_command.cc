@@ -40,6 +40,7 @@ int run(Arguments arguments) {
     bench.tokens = cuda ? std::vector<int>{128, 32, 8, 1} : std::vector<int>{16, 1};
   }
   checkHidden(bench.hidden);
+  checkLogfmt(bench.logfmt, bench.combineReduce);
   bench.topology = topologyOf(arguments.nodes, bench.ranks);
   checkTopk(bench.topk, bench.experts);
   if (bench.phases && arguments.nodes.nodes.value_or(1) < 2) {
@@ -82,6 +83,8 @@ void addLowLatencyBench(CLI::App& app, const std::vector<std::string>& arguments
   command->add_option("--sms", bench.numSms, "Blocks per kernel at most; default 0: all")
       ->check(CLI::Range(0, 1024).description(""))
       ->type_name("N");
+  command->add_flag("--logfmt", bench.logfmt,
+                    "Combine with use_logfmt: sums travel as 10-bit logarithmic values");
   addCombineReduce(*command, bench.combineReduce);
   command->add_option("--seed", bench.seed, "Of routing and contents; any number; default 1")
       ->type_name("N");

@@ -34,14 +34,16 @@ std::string formatLowLatency(const LowLatencyBenchOptions& options,
                              const std::vector<LowLatencyLine>& lines,
                              const LowLatencyPlace& place) {
   std::string text = fmt::format(
-      "low latency: {} ranks as {}{}, hidden {}, top-{} of {} experts, combine_reduce {}, {}\n"
+      "low latency: {} ranks as {}{}, hidden {}, top-{} of {} experts, {} back, combine_reduce {}, "
+      "{}\n"
       "us per call: median (least-most) of {} timings of {} calls{}, slowest rank; GB/s as deep_ep "
       "counts them (a row per selection); wire: MB that a rank sends to others\n",
       options.ranks, options.processes ? "processes" : "threads",
       place.nodes > 1 ? fmt::format(" on {} nodes ({} between them)", place.nodes, place.transport)
                       : "",
-      options.hidden, options.topk, options.experts, options.combineReduce, place.device,
-      options.iterations, options.calls, options.platform == Platform::cuda ? " in a graph" : "");
+      options.hidden, options.topk, options.experts, options.logfmt ? "LogFMT" : "BF16",
+      options.combineReduce, place.device, options.iterations, options.calls,
+      options.platform == Platform::cuda ? " in a graph" : "");
   TextTable table({"tokens", "format", "dispatch us", "GB/s", "combine us", "GB/s", "pair us",
                    "pair in halves us", "wire out MB", "wire back MB", "check"},
                   2);
@@ -69,9 +71,10 @@ std::string lowLatencyJson(const LowLatencyBenchOptions& options,
                            const std::vector<LowLatencyLine>& lines, const LowLatencyPlace& place) {
   std::string text = fmt::format(
       R"({{"device": "{}", "nodes": {}, "transport": "{}", "ranks": {}, "hidden": {}, "topk": {}, "experts": {}, "combine_reduce": "{}", "calls": {}, )"
-      R"("iterations": {}, "num_sms": {}, "lines": [)",
+      R"("iterations": {}, "num_sms": {}, "logfmt": {}, "lines": [)",
       place.device, place.nodes, place.transport, options.ranks, options.hidden, options.topk,
-      options.experts, options.combineReduce, options.calls, options.iterations, options.numSms);
+      options.experts, options.combineReduce, options.calls, options.iterations, options.numSms,
+      options.logfmt);
   for (std::size_t i = 0; i < lines.size(); ++i) {
     const LowLatencyLine& line = lines[i];
     text += fmt::format(

@@ -33,6 +33,10 @@ void addCombineReduce(CLI::App& command, std::string& reduce) {
       ->type_name("NAME");
 }
 
+void checkLogfmt(bool logfmt, const std::string& reduce) {
+  if (!logfmt || reduce == "rank") return;
+  throw CLI::ValidationError("--logfmt", "needs --combine-reduce rank: only sums travel so");
+}
 void checkHidden(int hidden) {
   if (hidden % 8 == 0) return;
   throw CLI::ValidationError("--hidden", fmt::format("{} is not a multiple of 8", hidden));

@@ -27,6 +27,8 @@ void addCombineReduce(CLI::App& command, std::string& reduce);
 
 /// @throws CLI::ValidationError that names the option and what is allowed.
 void checkHidden(int hidden);
+/// Only sums travel so.
+void checkLogfmt(bool logfmt, const std::string& reduce);
 void checkTopk(int topk, int experts);
 void checkExpertsPerRank(int experts, int ranks);
 

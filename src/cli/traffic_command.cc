@@ -34,14 +34,15 @@ int run(const Arguments& arguments) {
   shape.source = arguments.reduce == "source";
   checkTopk(shape.topk, shape.experts);
   checkHidden(shape.hidden);
+  checkLogfmt(shape.logfmt, arguments.reduce);
   std::string text = fmt::format(
       "low latency, worked out and not run: {} tokens per rank, hidden {}, top-{} of {} experts, "
-      "uniform routing, {} out, BF16 back, combine_reduce {}, {} ranks per node\n"
+      "uniform routing, {} out, {} back, combine_reduce {}, {} ranks per node\n"
       "per rank and call, mean over the ranks; node MB: stored to ranks of the own node; puts, MB, "
       "signals (without a put), adds: to other nodes; rows: messages if every selection's row were "
       "put by itself\n",
       shape.tokens, shape.hidden, shape.topk, shape.experts, shape.fp8 ? "FP8" : "BF16",
-      arguments.reduce, shape.ranksPerNode);
+      shape.logfmt ? "LogFMT" : "BF16", arguments.reduce, shape.ranksPerNode);
   TextTable table({"ranks", "call", "node MB", "puts", "MB", "signals", "adds", "rows", "rows MB"},
                   2);
   for (const int ranks : arguments.ranks) {
@@ -80,6 +81,7 @@ void addTraffic(CLI::App& app, Action& action) {
   number("--topk", shape.topk, 1, kMaxLowLatencyTopk, "Experts per token");
   number("--experts", shape.experts, 1, kMaxLowLatencyExperts, "Experts of all ranks");
   command->add_flag("--bf16", args->bf16, "Dispatch sends BF16; default: FP8 with its scales");
+  command->add_flag("--logfmt", shape.logfmt, "Combine with use_logfmt");
   addCombineReduce(*command, args->reduce);
   command->add_option("--seed", shape.seed, "Of the routing; any number; default 1")
       ->type_name("N");

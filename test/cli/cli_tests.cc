@@ -163,6 +163,7 @@ TEST(BadOptions, AreRefusedWithWhatIsAllowed) {
       {"bench --blocks 8,0", "1 (to|-) 1024"},
       {"bench --cases dispatch", "dispatch-bf16"},
       {"bench --hidden 12", "multiple of 8"},
+      {"traffic-ll --logfmt --combine-reduce source", "--logfmt.*--combine-reduce rank"},
       {"info --ranks 0", "1 (to|-) 64"},
       {"info --transport tcp", "--ranks"},
       {"info --ranks 2 --transport udp", "udp"},
@@ -272,6 +273,19 @@ TEST(Traffic, IsWorkedOutForAnyGroup) {
   EXPECT_THAT(many.output, ContainsRegex("16 +dispatch +[0-9.]+ +8 +[0-9.]+ +8 "));
   EXPECT_THAT(many.output, ContainsRegex("16 +combine +[0-9.]+ +16 +[0-9.]+ +8 "));
   EXPECT_EQ(run("traffic-ll --hidden 12").code, 2);
+}
+
+/// They are not exact: what is wrong is noticed all the same.
+TEST(BenchLowLatency, LogarithmicSums) {
+  const std::string small =
+      "bench-ll --platform cpu --tokens 3 --hidden 256 --topk 2 --experts 4 --calls 1 "
+      "--iterations 1 --logfmt";
+  const Ran good = run(small);
+  EXPECT_EQ(good.code, 0) << good.output;
+  EXPECT_THAT(good.output, HasSubstr("LogFMT back"));
+  const Ran bad = run(small + " --plant-error");
+  EXPECT_EQ(bad.code, 1) << bad.output;
+  EXPECT_THAT(bad.output, HasSubstr("WRONG"));
 }
 
 TEST(Bench, TableAndJson) {

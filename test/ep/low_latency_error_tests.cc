@@ -207,7 +207,7 @@ INSTANTIATE_TEST_SUITE_P(Calls, EpLowLatencyMissing,
                          [](const auto& test) { return std::string(test.param); });
 
 /// With enable_shrink the rank that does not come is masked, and the others go on with exact
-/// results: its experts' rows are what is missing, and its tokens. Combines of either kind.
+/// results: its experts' rows are what is missing, and its tokens. Combines of every kind.
 TEST(EpLowLatencyShrink, GoesOnWithoutTheRankThatDoesNotCome) {
   const LowLatencyWorld world({.ranks = 3, .tokens = {5, 4, 6}, .topk = 2, .experts = 6});
   // What the survivors must see: rank 1 has no tokens, and nobody gets rows from its experts.
@@ -232,11 +232,12 @@ TEST(EpLowLatencyShrink, GoesOnWithoutTheRankThatDoesNotCome) {
           return;
         }
         const std::shared_ptr<void> leaving(nullptr, [&](void*) { done.count_down(); });
-        for (std::uint64_t id = 2; id <= 4; ++id) {
+        for (std::uint64_t id = 2; id <= 5; ++id) {
           const auto sent = lowLatencyDispatch(rank, survivors, {.id = id, .hook = id == 3});
           if (sent.hook) sent.hook(rank.compute().native());
           expectLowLatencyDispatch(rank, survivors, {.id = id}, sent);
-          const LowLatencyCase back{.id = id, .hook = id == 4, .source = id != 2};
+          const LowLatencyCase back{
+              .id = id, .hook = id >= 4, .logfmt = id == 5, .source = id == 3 || id == 4};
           const auto combined = lowLatencyCombine(rank, survivors, back, sent.handle);
           if (combined.hook) combined.hook(rank.compute().native());
           // Rows of the missing rank's experts count as nothing.

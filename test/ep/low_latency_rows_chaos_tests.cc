@@ -84,6 +84,41 @@ TEST(EpLowLatencyRows, CountsInTwoRounds) {
   });
 }
 
+/// Logarithmic rows of two passes follow each other through a block's shared memory, own tokens'
+/// and peers'; a call in halves.
+TEST(EpLowLatencyRows, EncodedOneAfterTheOther) {
+  underAllSchedules([](std::uint64_t seed, const RuntimeConfig& config) {
+    const int ranks = ranksFor(seed);
+    const LowLatencyWorld world(
+        {.ranks = ranks, .tokens = {3, 4, 2}, .topk = 2, .experts = 2 * ranks, .seed = seed});
+    ManualGroup group(ranks, withNodes(seed, lowLatencyOptions(world, 520)));
+    const auto call = [](int i) {
+      return LowLatencyCase{.id = static_cast<std::uint64_t>(i) + 1,
+                            .hidden = 520,
+                            .hook = i == 1,
+                            .logfmt = true,
+                            .numSms = 1 + i};
+    };
+    std::vector<LowLatencyDispatchResult> sent;
+    std::vector<LowLatencyCombineResult> combined[2];
+    ASSERT_TRUE(group.run(config, [&](RankContext& rank) {
+      sent.push_back(lowLatencyDispatch(rank, world, {.id = 1, .hidden = 520}));
+      for (int i = 0; i < 2; ++i) {
+        combined[i].push_back(lowLatencyCombine(rank, world, call(i), sent.back().handle));
+      }
+      combined[1].back().hook(rank.compute().native());
+    })) << group.failure();
+    group.forEach([&](RankContext& rank) {
+      for (int i = 0; i < 2; ++i) {
+        expectLowLatencyCombine(rank, world, call(i), combined[i][at(rank)]);
+      }
+    });
+    sent.clear();
+    for (auto& results : combined) results.clear();
+    endGroup(group);
+  });
+}
+
 /// What the second of two sends may overwrite, and the call after them, is known from the peers'
 /// hellos alone: of the call between, which need not be received.
 TEST(EpLowLatencyRows, CombineHalvesInARow) {

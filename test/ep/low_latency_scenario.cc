@@ -209,6 +209,7 @@ LowLatencyCombineResult lowLatencyCombine(RankContext& rank, const LowLatencyWor
   request.topkIdx = rank.upload(DType::i64, {tokens, topk}, routing.topkIdx);
   request.topkWeights = rank.upload(DType::f32, {tokens, topk}, routing.topkWeights);
   request.handle = handle;
+  request.useLogfmt = call.logfmt;
   request.reduce = call.source ? LowLatencyReduce::source : LowLatencyReduce::rank;
   request.returnRecvHook = call.hook;
   request.numSms = call.numSms;
@@ -227,8 +228,9 @@ std::vector<std::uint16_t> combinedReference(const LowLatencyWorld& world,
                                              const LowLatencyCase& call,
                                              const std::vector<std::vector<std::uint16_t>>& y,
                                              int home) {
-  const auto& reduce =
-      call.source ? reference::lowLatencyCombineAtSource : reference::lowLatencyCombine;
+  const auto reduce = call.source   ? reference::lowLatencyCombineAtSource
+                      : call.logfmt ? reference::lowLatencyCombineLogfmt
+                                    : reference::lowLatencyCombine;
   return reduce(world.allReceived(), y, world.routing(home), world.placement(), home, call.hidden);
 }
 

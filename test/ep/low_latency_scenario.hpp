@@ -47,6 +47,7 @@ struct LowLatencyCase {
   bool roundScale = false;
   bool ue8m0 = false;
   bool hook = false;
+  bool logfmt = false;   ///< combine's sums travel that way
   bool outputs = false;  ///< the caller brings them, poisoned
   int numSms = 0;
   bool source = false;  ///< the combine is reduced at home

@@ -245,7 +245,7 @@ TEST(EpLowLatencySource, UnequalWaysAreRefused) {
       });
   EXPECT_THAT(errors[0], AllOf(StartsWith("invalidArgument: "),
                                HasSubstr("rank 1 called low_latency_combine with combine_reduce = "
-                                         "\"rank\", rank 0 with \"source\"")));
+                                         "\"rank\", rank 0 with combine_reduce = \"source\"")));
   EXPECT_NE(errors[1], "");
 }
 

@@ -69,6 +69,7 @@ void bindCombine(nb::module_& m) {
       .def_rw("topk_idx", &LowLatencyCombineRequest::topkIdx)
       .def_rw("topk_weights", &LowLatencyCombineRequest::topkWeights)
       .def_rw("handle", &LowLatencyCombineRequest::handle)
+      .def_rw("use_logfmt", &LowLatencyCombineRequest::useLogfmt)
       .def_rw("reduce", &LowLatencyCombineRequest::reduce)
       .def_rw("return_recv_hook", &LowLatencyCombineRequest::returnRecvHook)
       .def_rw("wait_totals", &LowLatencyCombineRequest::waitTotals)

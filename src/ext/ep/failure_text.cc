@@ -46,6 +46,12 @@ std::string describeMessageWait(const FailureRecord& record, const WaitText& tex
       text.waitedFor, record.block, record.thread, record.peer);
 }
 
+/// What the first word of a combine's hello says.
+const char* combineName(std::uint64_t hello) {
+  if (hello == kReducedAtSource) return "combine_reduce = \"source\"";
+  return hello == kReducedAsLogfmt ? "use_logfmt = True" : "combine_reduce = \"rank\"";
+}
+
 std::string describeWait(const FailureRecord& record, const WaitText& text) {
   const auto behind =
       static_cast<std::uint32_t>(record.expected) - static_cast<std::uint32_t>(record.seen);
@@ -110,9 +116,9 @@ std::string describeFailure(const FailureRecord& record) {
           record.peer, record.rank);
     case WaitWhat::lowLatencyReduce:
       return fmt::format(
-          "rank {} called low_latency_combine with combine_reduce = \"rank\", rank {} with "
-          "\"source\": it must be equal on all ranks",
-          record.peer, record.rank);
+          "rank {} called low_latency_combine with {}, rank {} with {}: combine_reduce and "
+          "use_logfmt must be equal on all ranks",
+          record.peer, combineName(record.seen), record.rank, combineName(record.expected));
     case WaitWhat::lowLatencyRepeats:
       return fmt::format(
           "rank {} has {} selections on rank {}, of another node, where {} fit: with "

@@ -248,13 +248,16 @@ int checkCombine(const LowLatencyCombineRequest& r, const Group& group) {
         "topk_idx is {}: more tokens than num_max_dispatch_tokens_per_rank = {} of the dispatch",
         r.topkIdx.describe(), h.maxTokens);
   checkTensor(r.topkWeights, "topk_weights", DType::f32, {tokens, h.topk}, group);
+  check(!r.useLogfmt || r.reduce == LowLatencyReduce::rank, kBad,
+        "use_logfmt = true needs combine_reduce = \"rank\": rows of single selections travel as "
+        "they are");
   checkBlocks(r.numSms);
   checkTimes(r.times, group);
   return static_cast<int>(tokens);
 }
 
-CombineArea combineArea(const LowLatencyHandleState& h, const Group& group) {
-  return CombineArea::make(group.ranks(), h.maxTokens, h.topk, bf16Units(h.hidden));
+CombineArea combineArea(const LowLatencyHandleState& h, const Group& group, bool logfmt) {
+  return CombineArea::make(group.ranks(), h.maxTokens, h.topk, bf16Units(h.hidden), logfmt);
 }
 SourceArea sourceArea(const LowLatencyHandleState& h, const Group& group) {
   const bool spansNodes = group.topology().nodes() > 1;
@@ -281,6 +284,7 @@ LowLatencyCombineArgsOf<Area> combineArgs(const LowLatencyCombineRequest& reques
   args.sourceTokens = handle.sourceTokens.as<const std::int32_t>();
   args.rowTable = handle.rowTable.as<const std::int32_t>();
   args.out = out.as<char>();
+  args.logfmt = request.useLogfmt;
   args.waitTotals = waitTotals(request.waitTotals, group);
   args.group = group.lowLatencyArgs();
   args.group.ports.times = request.times.as<LowLatencyTimes>();
@@ -312,7 +316,7 @@ LowLatencyCombineResult Buffer::lowLatencyCombine(const LowLatencyCombineRequest
   const int tokens = checkCombine(request, group);
   const LowLatencyHandleState& handle = *request.handle.operator->();
   const bool atSource = request.reduce == LowLatencyReduce::source;
-  const CombineArea area = combineArea(handle, group);
+  const CombineArea area = combineArea(handle, group, request.useLogfmt);
   const SourceArea rows = sourceArea(handle, group);
   checkRegion(
       group, atSource ? rows.total() : area.total(),

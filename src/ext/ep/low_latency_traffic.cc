@@ -32,8 +32,8 @@ LowLatencyRoundTrip lowLatencyTraffic(const LowLatencyShape& shape) {
   const DispatchArea out =
       DispatchArea::make(shape.ranks, shape.tokens, shape.topk,
                          shape.fp8 ? e4m3Units(shape.hidden) : bf16Units(shape.hidden));
-  const CombineArea back =
-      CombineArea::make(shape.ranks, shape.tokens, shape.topk, bf16Units(shape.hidden));
+  const CombineArea back = CombineArea::make(shape.ranks, shape.tokens, shape.topk,
+                                             bf16Units(shape.hidden), shape.logfmt);
   const double idBytes = static_cast<double>(out.row(0, 0) - out.block(0));
   const double weightBytes =
       static_cast<double>(back.weights(0, shape.tokens) - back.weights(0, 0));

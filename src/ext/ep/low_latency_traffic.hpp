@@ -13,6 +13,7 @@ struct LowLatencyShape {
   int topk = 8;
   int experts = 288;
   bool fp8 = true;
+  bool logfmt = false;     ///< the combine's sums
   bool source = false;     ///< the combine is reduced at home
   std::uint64_t seed = 1;  ///< of the routing, which is uniform
 };

@@ -6,6 +6,8 @@
 
 #include <mscclpp/device/convert.hpp>
 
+#include "plan/logfmt.hpp"
+
 namespace mscclpp::ep::reference {
 namespace {
 
@@ -94,40 +96,96 @@ std::vector<std::int32_t> packScales(const std::vector<float>& scales) {
   return out;
 }
 
-std::vector<std::uint16_t> lowLatencyCombine(const std::vector<LowLatencyReceived>& received,
-                                             const std::vector<std::vector<std::uint16_t>>& y,
-                                             const Routing& routing, const Placement& placement,
-                                             int home, int hidden) {
-  const auto sumOn = [&](int rank, int token, int column) {
-    float sum = 0.0f;
+namespace {
+
+/// A sum as it arrives at the token's home.
+using Way = std::vector<float> (*)(const std::vector<float>& sum);
+
+struct Combine {
+  const std::vector<LowLatencyReceived>& received;
+  const std::vector<std::vector<std::uint16_t>>& y;
+  const Routing& routing;
+  const Placement& placement;
+  int home, hidden;
+
+  std::vector<float> sumOn(int rank, int token) const {
+    std::vector<float> sum(index(hidden), 0.0f);
     for (int k = 0; k < routing.topk; ++k) {
       const int slot = received[index(rank)].slotOf(home, token, k);
       if (slot < 0) continue;
-      const std::size_t at = index(slot) * index(hidden) + index(column);
-      sum = std::fma(routing.topkWeights[index(token * routing.topk + k)],
-                     bf16ToFloat(y[index(rank)][at]), sum);
+      const float weight = routing.topkWeights[index(token * routing.topk + k)];
+      for (std::size_t c = 0; c < sum.size(); ++c) {
+        const std::uint16_t value = y[index(rank)][index(slot) * index(hidden) + c];
+        sum[c] = std::fma(weight, bf16ToFloat(value), sum[c]);
+      }
     }
     return sum;
-  };
-  std::vector<std::uint16_t> out;
-  for (int t = 0; t < routing.tokens; ++t) {
+  }
+  std::vector<int> othersOf(int token) const {
     std::vector<int> others;
     for (int k = 0; k < routing.topk; ++k) {
-      const std::int64_t expert = choice(routing, t, k);
+      const std::int64_t expert = choice(routing, token, k);
       if (expert < 0) continue;
       const int rank = placement.rankOf[static_cast<std::size_t>(expert)];
       if (rank != home && std::ranges::find(others, rank) == others.end()) others.push_back(rank);
     }
     std::ranges::sort(others);
-    for (int c = 0; c < hidden; ++c) {
-      float sum = sumOn(home, t, c);
-      for (const int rank : others) sum += bf16ToFloat(floatToBf16(sumOn(rank, t, c)));
-      out.push_back(floatToBf16(sum));
+    return others;
+  }
+  std::vector<std::uint16_t> run(Way way) const {
+    std::vector<std::uint16_t> out;
+    for (int t = 0; t < routing.tokens; ++t) {
+      std::vector<float> sum = sumOn(home, t);
+      for (const int rank : othersOf(t)) {
+        const std::vector<float> come = way(sumOn(rank, t));
+        for (std::size_t c = 0; c < sum.size(); ++c) sum[c] += come[c];
+      }
+      for (const float value : sum) out.push_back(floatToBf16(value));
+    }
+    return out;
+  }
+};
+
+std::vector<float> asBf16(const std::vector<float>& sum) {
+  std::vector<float> out;
+  for (const float value : sum) out.push_back(bf16ToFloat(floatToBf16(value)));
+  return out;
+}
+
+}  // namespace
+
+std::vector<float> asLogfmt(const std::vector<float>& row) {
+  std::vector<float> out;
+  for (std::size_t begin = 0; begin < row.size(); begin += logfmt::kGroupValues) {
+    const std::size_t end = std::min(row.size(), begin + logfmt::kGroupValues);
+    logfmt::Extremes extremes;
+    for (std::size_t i = begin; i < end; ++i) {
+      extremes.include(std::bit_cast<std::uint32_t>(row[i]));
+    }
+    const std::uint32_t scale = logfmt::scaleOf(extremes);
+    const auto encoder = logfmt::Encoder::make(scale);
+    const auto decoder = logfmt::Decoder::make(scale);
+    for (std::size_t i = begin; i < end; ++i) {
+      const std::uint32_t code = encoder.code(std::bit_cast<std::uint32_t>(row[i]));
+      out.push_back(std::bit_cast<float>(decoder.valueBits(code)));
     }
   }
   return out;
 }
 
+std::vector<std::uint16_t> lowLatencyCombine(const std::vector<LowLatencyReceived>& received,
+                                             const std::vector<std::vector<std::uint16_t>>& y,
+                                             const Routing& routing, const Placement& placement,
+                                             int home, int hidden) {
+  return Combine{received, y, routing, placement, home, hidden}.run(asBf16);
+}
+std::vector<std::uint16_t> lowLatencyCombineLogfmt(const std::vector<LowLatencyReceived>& received,
+                                                   const std::vector<std::vector<std::uint16_t>>& y,
+                                                   const Routing& routing,
+                                                   const Placement& placement, int home,
+                                                   int hidden) {
+  return Combine{received, y, routing, placement, home, hidden}.run(asLogfmt);
+}
 std::vector<std::uint16_t> lowLatencyCombineAtSource(
     const std::vector<LowLatencyReceived>& received,
     const std::vector<std::vector<std::uint16_t>>& y, const Routing& routing,

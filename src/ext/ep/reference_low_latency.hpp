@@ -41,6 +41,14 @@ std::vector<std::uint16_t> lowLatencyCombine(const std::vector<LowLatencyReceive
                                              const std::vector<std::vector<std::uint16_t>>& y,
                                              const Routing& routing, const Placement& placement,
                                              int home, int hidden);
+/// The same with use_logfmt: the other ranks' sums travel as plan/logfmt.hpp says.
+std::vector<std::uint16_t> lowLatencyCombineLogfmt(const std::vector<LowLatencyReceived>& received,
+                                                   const std::vector<std::vector<std::uint16_t>>& y,
+                                                   const Routing& routing,
+                                                   const Placement& placement, int home,
+                                                   int hidden);
+/// A row as it comes out at the other end.
+std::vector<float> asLogfmt(const std::vector<float>& row);
 /// The same, reduced at home: all rows times their weights in fp32 (fused multiply-add, in the
 /// order of k), rounded once.
 std::vector<std::uint16_t> lowLatencyCombineAtSource(

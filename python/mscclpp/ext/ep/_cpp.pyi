@@ -195,6 +195,7 @@ class LowLatencyCombineRequest:
     topk_idx: Tensor
     topk_weights: Tensor
     handle: LowLatencyHandle
+    use_logfmt: bool
     reduce: LowLatencyReduce
     return_recv_hook: bool
     wait_totals: Tensor

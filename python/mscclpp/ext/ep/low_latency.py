@@ -184,7 +184,10 @@ class LowLatencyCalls(Core):
                 experts' output, rows as in recv_x.
             topk_idx, topk_weights: `[num_tokens, num_topk]` int64, as dispatched, and float32.
             handle: what low_latency_dispatch returned.
-            use_logfmt: EpUnsupported when set.
+            use_logfmt: the sums travel as 10-bit logarithmic values, 5/8 of bfloat16's bytes: each
+                is off by at most 1/1020 of the octaves between the smallest and the largest of 56
+                neighbours (typically 0.8 %, at most 1.6 %); magnitudes below 2^-16 of the largest
+                become 0, and 56 with an infinity or NaN become NaN. Equal on all ranks.
             zero_copy: the experts' output is read from the tensor that
                 get_next_low_latency_combine_buffer(handle) returned; x is only looked at.
             async_finish, return_recv_hook: see low_latency_dispatch. After the send half x may be
@@ -207,7 +210,6 @@ class LowLatencyCalls(Core):
         del packed_recv_count, block_m, threshold, src_signal_expect_value
         call = "low_latency_combine"
         runtime = self._alive()
-        refuse_set(call, "rows travel as bfloat16", use_logfmt=use_logfmt)
         why = "combine starts when the experts' output is complete"
         signals = {"overlap": overlap, "comp_signal": comp_signal, "src_signals": src_signals}
         refuse_set(call, why, **signals)
@@ -220,6 +222,7 @@ class LowLatencyCalls(Core):
         request.topk_weights = inputs.add("topk_weights", topk_weights)
         request.handle = own.native
         inputs.tensors.extend(own.memory)
+        request.use_logfmt = bool(use_logfmt)
         request.return_recv_hook, request.num_sms = bool(return_recv_hook), num_sms
         if combine_wait_recv_cost_stats is not None:
             request.wait_totals = inputs.add(

@@ -33,7 +33,7 @@ enum class WaitWhat : std::uint32_t {
   lowLatencyEntry,      ///< a peer to enter a combine
   lowLatencyOutput,     ///< a row of a peer's expert, in a combine
   lowLatencyShape,      ///< not a wait: a peer's call differs (expected, seen = hashes)
-  lowLatencyReduce,     ///< not a wait: a peer's combine is reduced elsewhere
+  lowLatencyReduce,     ///< not a wait: a peer's combine is another (expected, seen = its hello)
   lowLatencyRepeats,    ///< not a wait: more rows for a peer than fit (expected, seen = rows)
 
   railCounts = 64,  ///< the token counts of a rank of another node

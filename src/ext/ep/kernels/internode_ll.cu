@@ -1,6 +1,7 @@
 #include <mscclpp/device/launch.hpp>
 
 #include "low_latency/combine.cuh"
+#include "low_latency/combine_logfmt.cuh"
 #include "low_latency/combine_source.cuh"
 #include "low_latency/dispatch.cuh"
 
@@ -71,13 +72,18 @@ template <class Args>
 LaunchShape combineShape(Args& args, int blocks) {
   const int peers = (args.group.ranks - 1) * args.area.maxTokens;
   const int items = (sends(args.group.phase) ? peers : 0) + args.tokens;
-  return shapeFor(args, items, blocks, sizeof(CombineShared));
+  return shapeFor(args, items, blocks, args.logfmt ? sizeof(LogfmtShared) : sizeof(CombineShared));
 }
 void launchCombine(LowLatencyCombineArgs args, int blocks, void* stream) {
   const LaunchShape shape = combineShape(args, blocks);
   const auto native = static_cast<NativeStream>(stream);
   withPath(args.group, isFast(args), [&](auto path) {
-    launch<lowLatencyCombineKernel<decltype(path)>, kLowLatencyThreads>(shape, native, args);
+    using Path = decltype(path);
+    if (args.logfmt) {
+      launch<lowLatencyLogfmtKernel<Path>, kLowLatencyThreads>(shape, native, args);
+    } else {
+      launch<lowLatencyCombineKernel<Path>, kLowLatencyThreads>(shape, native, args);
+    }
   });
 }
 void launchSource(LowLatencySourceArgs args, int blocks, void* stream) {
@@ -96,6 +102,8 @@ void preparePath() {
       kLowLatencyShared);
   prepare<lowLatencyCombineKernel<Path>, kLowLatencyThreads, LowLatencyCombineArgs>(
       sizeof(CombineShared));
+  prepare<lowLatencyLogfmtKernel<Path>, kLowLatencyThreads, LowLatencyCombineArgs>(
+      sizeof(LogfmtShared));
   prepare<lowLatencySourceKernel<Path>, kLowLatencyThreads, LowLatencySourceArgs>(
       sizeof(CombineShared));
 }

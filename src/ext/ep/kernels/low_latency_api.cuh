@@ -27,8 +27,8 @@ constexpr bool receives(LowLatencyPhase phase) {
 inline constexpr int kHelloTokenBits = 13;
 static_assert(kMaxLowLatencyTokens < 1 << kHelloTokenBits);
 
-/// The first word of a combine's hello: where the call is reduced.
-inline constexpr std::uint32_t kReducedAtRanks = 0, kReducedAtSource = 1;
+/// The first word of a combine's hello: where the call is reduced, and how sums travel.
+inline constexpr std::uint32_t kReducedAtRanks = 0, kReducedAtSource = 1, kReducedAsLogfmt = 2;
 
 /// Regions of this many ranks are found without a load.
 inline constexpr int kInlineRanks = 64;
@@ -115,8 +115,9 @@ struct LowLatencyCombineArgsOf {
   const std::int32_t* sourceTokens = nullptr;  ///< of the dispatch
   char* out = nullptr;                         ///< bf16 [tokens, hidden]
   std::int64_t* waitTotals = nullptr;          ///< optional [ranks] nanoseconds, added to
-  const std::int32_t* rowTable = nullptr;      ///< of the dispatch
-  LowLatencyGroup group;                       ///< last: its end is seldom read
+  bool logfmt = false;  ///< peers' sums travel as plan/logfmt.hpp says; so does the area
+  const std::int32_t* rowTable = nullptr;  ///< of the dispatch
+  LowLatencyGroup group;                   ///< last: its end is seldom read
 };
 /// Reduced by the experts' ranks, or at the tokens' home.
 using LowLatencyCombineArgs = LowLatencyCombineArgsOf<CombineArea>;

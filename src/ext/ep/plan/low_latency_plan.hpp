@@ -5,6 +5,7 @@
 
 #include <mscclpp/device/line_types.hpp>
 
+#include "logfmt.hpp"
 #include "memory_plan.hpp"
 
 /// The low-latency region of the symmetric heap. It is made of lines (device/line.hpp) only, at
@@ -151,16 +152,19 @@ struct CombineArea {
   int ranks = 1;
   int maxTokens = 0;
   int topk = 0;
-  int rowUnits = 0;
+  int rowUnits = 0;     ///< of bf16
   int weightLines = 1;  ///< of a token
   std::uint32_t rowBytes = 0;
   std::uint64_t partialAt = 0, ownAt = 0;
 
-  static constexpr CombineArea make(int ranks, int maxTokens, int topk, int rowUnits) {
+  /// `logfmt`: peers' sums travel that way, never in more lines than bf16 takes.
+  static constexpr CombineArea make(int ranks, int maxTokens, int topk, int rowUnits,
+                                    bool logfmt = false) {
     CombineArea area{ranks, maxTokens, topk, rowUnits};
     area.weightLines = static_cast<int>(ceilDiv(static_cast<std::size_t>(topk), kWeightsPerLine));
-    area.rowBytes = static_cast<std::uint32_t>(linesFor(static_cast<std::size_t>(rowUnits)) *
-                                               device::kLineSize);
+    const std::size_t lines = logfmt ? static_cast<std::size_t>(logfmt::rowLines(rowUnits))
+                                     : linesFor(static_cast<std::size_t>(rowUnits));
+    area.rowBytes = static_cast<std::uint32_t>(lines * device::kLineSize);
     area.partialAt = area.weights(ranks, 0);
     area.ownAt = area.partial(ranks, 0);
     return area;

@@ -65,11 +65,16 @@ def received(event, hook, async_finish=False, return_recv_hook=False):
     event.current_stream_wait()
 
 
-def ll_round_trip(me, buffer, world, form, *, zero_copy=False, out=False, reduce="rank", **how):
+def ll_round_trip(
+    me, buffer, world, form, *, zero_copy=False, out=False, reduce="rank", use_logfmt=False, **how
+):
     recv_x, count, handle, event, hook = dispatch(me, buffer, world, form, **how)
     received(event, hook, **how)
     world.check_dispatch(me.rank, form, recv_x, count, handle)
     options = {"zero_copy": zero_copy, "out": out, "combine_reduce": reduce, **how}
-    combined, event, hook = combine(me, buffer, world, form, recv_x, handle, **options)
+    combined, event, hook = combine(
+        me, buffer, world, form, recv_x, handle, use_logfmt=use_logfmt, **options
+    )
     received(event, hook, **how)
-    world.check_combined(me.rank, form, combined, reduce)
+    world.check_combined(me.rank, form, combined, "logfmt" if use_logfmt else reduce)
+    return combined

@@ -121,7 +121,10 @@ BAD_COMBINE = {
     "weights-shape": ({"topk_weights": torch.ones(3, 3)}, r"topk_weights is f32\[3, 3\]"),
     "handle-none": ({"handle": None}, r"handle is a NoneType: pass what low_latency_dispatch"),
     "handle-tuple": ({"handle": (1, 2, 9, 64, 8)}, r"handle is a tuple: pass what low_latency_dis"),
-    "logfmt": ({"use_logfmt": True}, r"use_logfmt = True is not supported: rows travel as bfloat"),
+    "logfmt-at-source": (
+        {"use_logfmt": True, "combine_reduce": "source"},
+        r'use_logfmt = true needs combine_reduce = "rank"',
+    ),
     "async-and-hook": ({**HOOK, "async_finish": True}, r"async_finish = True and return_recv_hook"),
     "out-shape": ({"out": torch.zeros(6, 64).bfloat16()}, r"out is bf16\[6, 64\]: its shape must"),
     "out-dtype": ({"out": torch.zeros(7, 64)}, r"out is f32\[7, 64\]: its dtype must be bf16"),

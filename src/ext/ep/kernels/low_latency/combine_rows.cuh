@@ -50,6 +50,27 @@ struct CombineRows {
     }
   }
 
+  /// The last block, before it waits for rows: every peer is in this call and has said the
+  /// same in its hello. Peers behind port channels send none.
+  __device__ __forceinline__ void awaitHellos(std::uint32_t reduced) const {
+    const LowLatencyGroup& g = a.group;
+    for (int i = static_cast<int>(warpId()); i < g.ranks - 1; i += kLowLatencyWarps) {
+      const int peer = i + (i >= g.rank ? 1 : 0);
+      if (isPort<Path>(g, peer) || isMaskedForWarp<Path>(g, peer)) continue;
+      const void* const line = helloLine(g, LowLatencyKind::combine, g.region, peer, turn.epoch);
+      const bool active = laneId() < kLineLanes;
+      Vec16 hello = peekLine(line, active);
+      const bool came = pullLine(waitControl<Path>(g), line, hello, turn.epoch, active,
+                                 lowLatencyWait(WaitWhat::lowLatencyEntry, peer), Path::writes(g));
+      const std::uint32_t told = shuffle(hello.w[0], kLineUnits);
+      if (came && told == reduced) continue;
+      if (came && laneId() == 0) {
+        reportFailure(g.wait, lowLatencyWait(WaitWhat::lowLatencyReduce, peer), reduced, told);
+      }
+      giveUpOn(g, peer);
+    }
+  }
+
   // ---- peers behind port channels ----------------------------------------------------------
 
   __device__ __forceinline__ char* outbox() const {

@@ -152,24 +152,6 @@ struct SourceCombineBlock : CombineRows<LowLatencySourceArgs, Path> {
 
   // ---- at home ---------------------------------------------------------------------------------
 
-  /// The last block, before it waits for rows: every peer is in this call and reduces likewise.
-  __device__ __forceinline__ void awaitHellos() const {
-    const LowLatencyGroup& g = a.group;
-    for (int i = static_cast<int>(warpId()); i < g.ranks - 1; i += kLowLatencyWarps) {
-      const int peer = i + (i >= g.rank ? 1 : 0);
-      if (isPort<Path>(g, peer) || isMaskedForWarp<Path>(g, peer)) continue;
-      const void* const line = helloLine(g, LowLatencyKind::combine, g.region, peer, turn.epoch);
-      const bool active = laneId() < kLineLanes;
-      Vec16 hello = peekLine(line, active);
-      const bool came = pullLine(waitControl<Path>(g), line, hello, turn.epoch, active,
-                                 lowLatencyWait(WaitWhat::lowLatencyEntry, peer), Path::writes(g));
-      if (came && shuffle(hello.w[0], kLineUnits) == kReducedAtSource) continue;
-      if (came && laneId() == 0) {
-        reportFailure(g.wait, lowLatencyWait(WaitWhat::lowLatencyReduce, peer), 0, 0);
-      }
-      giveUpOn(g, peer);
-    }
-  }
   /// An own token, whose selections a warp's lanes hold.
   struct Token {
     int token;
@@ -279,7 +261,7 @@ __device__ void lowLatencySourceKernel(const LowLatencySourceArgs& a) {
   }
   if (turn.sound && receives(a.group.phase)) {
     if constexpr (Path::kPorts) block.awaitPortRows();
-    if (last) block.awaitHellos();
+    if (last) block.awaitHellos(kReducedAtSource);
     block.receiveRows();
   }
   finishLowLatency<Path>(a.group, LowLatencyKind::combine, turn);
