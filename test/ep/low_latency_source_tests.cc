@@ -252,9 +252,10 @@ TEST(EpLowLatencySource, UnequalWaysAreRefused) {
 /// An outbox has room for different experts only.
 TEST(EpLowLatencySource, RepeatedExpertsBetweenNodesAreNamed) {
   if (nodesAreForced()) GTEST_SKIP() << "makes nodes of its own";
+  const bool cuda = testPlatform() == Platform::cuda;
   const LowLatencyWorld world({.ranks = 2, .tokens = {3}, .topk = 4, .experts = 2});
   BufferOptions options = roomForBoth(world, 64);
-  options.topology = {.ranksPerNode = 1, .transport = Transport::shm};
+  options.topology = {.ranksPerNode = 1, .transport = cuda ? Transport::cudaIpc : Transport::shm};
   options.timeoutSeconds = 1;
   const auto errors = tryRanks(
       2, [&](int) { return options; },

@@ -255,7 +255,7 @@ TEST(EpLowLatency, TrafficIsThatOfTheRouting) {
   EXPECT_DOUBLE_EQ(trip.dispatch.memoryBytes, nearPeers * ids + near / 6 * row);
   EXPECT_DOUBLE_EQ(trip.dispatch.putBytes, trip.dispatch.puts * ids + far / 6 * row);
   EXPECT_DOUBLE_EQ(trip.combine.memoryBytes, nearPeers * weights + near / 6 * row);
-  EXPECT_DOUBLE_EQ(trip.combine.putBytes, trip.dispatch.puts * weights + far / 6 * row);
+  EXPECT_DOUBLE_EQ(trip.combine.putBytes, far / 6 * (128 + row));
   EXPECT_DOUBLE_EQ(trip.dispatch.rows, selections / 6);
   EXPECT_DOUBLE_EQ(trip.combine.rowBytes, selections / 6 * 264 * 2);
   shape.source = true;

@@ -35,8 +35,7 @@ LowLatencyRoundTrip lowLatencyTraffic(const LowLatencyShape& shape) {
   const CombineArea back = CombineArea::make(shape.ranks, shape.tokens, shape.topk,
                                              bf16Units(shape.hidden), shape.logfmt);
   const double idBytes = static_cast<double>(out.row(0, 0) - out.block(0));
-  const double weightBytes =
-      static_cast<double>(back.weights(0, shape.tokens) - back.weights(0, 0));
+  const double weightBytes = static_cast<double>(back.weights(0, 1) - back.weights(0, 0));
   const double bf16Row = 2.0 * shape.hidden;
   const double sentRow = shape.fp8 ? shape.hidden + 4.0 * scaleBlocks(shape.hidden) : bf16Row;
   LowLatencyRoundTrip total;
@@ -51,9 +50,13 @@ LowLatencyRoundTrip lowLatencyTraffic(const LowLatencyShape& shape) {
       const auto at = static_cast<std::size_t>(rank);
       const double rows = layout.tokensPerRank[at];
       const double there = idBytes + rows * out.rowBytes;
-      const double home =
-          shape.source ? 1.0 * selections[at] * back.rowBytes : weightBytes + rows * back.rowBytes;
-      if (rank / shape.ranksPerNode == source / shape.ranksPerNode) {
+      // Inside a node all weights go to all ranks, between nodes those of the tokens that have
+      // rows.
+      const bool near = rank / shape.ranksPerNode == source / shape.ranksPerNode;
+      const double home = shape.source
+                              ? 1.0 * selections[at] * back.rowBytes
+                              : (near ? shape.tokens : rows) * weightBytes + rows * back.rowBytes;
+      if (near) {
         total.dispatch.memoryBytes += there;
         total.combine.memoryBytes += home;
         continue;

@@ -75,18 +75,48 @@ struct CombineBlock : CombineRows<LowLatencyCombineArgs, Path> {
   }
   // ---- peers behind port channels ----------------------------------------------------------
 
-  /// The last block: all weights, the same to every peer.
+  /// The last block: to each peer the weights of the tokens that go there, close together.
   __device__ __forceinline__ void sendPortWeights() const {
     const LowLatencyGroup& g = a.group;
-#pragma unroll 1
-    for (int t = static_cast<int>(warpId()); t < a.tokens; t += kLowLatencyWarps) {
-      pushLine(outbox() + weightLine(g.rank, t), ownWeightUnit(t), turn.epoch, hasWeightLine(),
-               Path::writes(g));
+    const int peers = g.ranks - 1;
+    const int parts = peers < kLowLatencyWarps ? kLowLatencyWarps / (peers > 0 ? peers : 1) : 1;
+    for (int i = static_cast<int>(warpId()); i < peers * parts; i += kLowLatencyWarps) {
+      const int peer = i / parts + (i / parts >= g.rank ? 1 : 0);
+      if (isPort<Path>(g, peer)) gatherWeights(peer, i % parts, parts);
     }
     syncBlock();
-    const std::size_t at = a.area.weights(g.rank, 0);
-    const PortRange all{at, at, a.area.weights(g.rank, a.tokens) - at};
-    sendToPorts<Path>(g, PortMessage::weights, turn.epoch, [&](int) { return all; });
+    sendToPorts<Path>(g, PortMessage::weights, turn.epoch, [&](int peer) {
+      return PortRange{a.area.weights(peer, 0), a.area.weights(g.rank, 0),
+                       a.area.weights(0, placeAt(a, a.tokens, peer))};
+    });
+  }
+  /// A part of the tokens. A whole warp.
+  __device__ __forceinline__ void gatherWeights(int peer, int part, int parts) const {
+    const int each = (a.tokens + parts - 1) / parts, first = part * each;
+    const int end = first + each < a.tokens ? first + each : a.tokens;
+    int place = first < end ? placeAt(a, first, peer) : 0;
+#pragma unroll 1
+    for (int base = first; base < end; base += 32) {
+      const int token = base + static_cast<int>(laneId());
+      unsigned going = ballot(token < end && goesTo(a, token, peer));
+#pragma unroll 1
+      for (; going != 0; going &= going - 1) {
+        pushLine(outbox() + weightLine(peer, place++),
+                 ownWeightUnit(base + findFirstSet(going) - 1), turn.epoch, hasWeightLine(),
+                 Path::writes(a.group));
+      }
+    }
+  }
+  /// Where a peer's weights lie and its sum will: behind a port channel, those of its tokens with
+  /// rows here lie close together.
+  __device__ __forceinline__ int placeOf(const Item& item) const {
+    return isPort<Path>(a.group, item.source) ? this->rowsBefore(item.source, item.token).tokens()
+                                              : item.token;
+  }
+  /// All threads: where the sums of an own token will come from behind port channels.
+  __device__ __forceinline__ void findOwnPlaces(const Item& item, std::int64_t selection) const {
+    findPlaces<Path>(a, selection, shared().places,
+                     [&](int rank) { return placeAt(a, item.token, rank); });
   }
   /// Between the peers' tokens and the own ones, all threads of every block: the peers' sums leave,
   /// theirs are waited for.
@@ -141,7 +171,7 @@ struct CombineBlock : CombineRows<LowLatencyCombineArgs, Path> {
   }
 
   /// The weights of an item's token; a peer's are waited for. False: they did not come.
-  __device__ __forceinline__ bool loadWeights(const Item& item, Vec16& weights) const {
+  __device__ __forceinline__ bool loadWeights(const Item& item, int place, Vec16& weights) const {
     const LowLatencyGroup& g = a.group;
     if (item.source == g.rank) {
       // The sums of a receive half exist already, and the caller's weights may be gone.
@@ -149,7 +179,7 @@ struct CombineBlock : CombineRows<LowLatencyCombineArgs, Path> {
       return true;
     }
     if (isLost(item.source)) return false;
-    const char* const line = areas.mine + weightLine(item.source, item.token);
+    const char* const line = areas.mine + weightLine(item.source, place);
     weights = peekLine(line, hasWeightLine());
     if (pullLine(waitControl<Path>(g), line, weights, turn.epoch, hasWeightLine(),
                  lowLatencyWait(WaitWhat::lowLatencyWeights, item.source), Path::writes(g))) {
@@ -204,14 +234,14 @@ struct CombineBlock : CombineRows<LowLatencyCombineArgs, Path> {
       this->countWait(rank, start);
     });
   }
-  /// What becomes of a sum. `place`: of a peer's behind a port channel.
+  /// What becomes of a sum.
   __device__ __forceinline__ void finish(float (&sum)[8], const Item& item, std::int64_t selection,
                                          int place) const {
     if (isPort<Path>(a.group, item.source)) {
       this->pushUnit(outbox() + a.area.partial(item.source, place), narrowBf16(sum), item.pass);
     } else if (item.source != a.group.rank) {
-      this->pushUnit(areas.at(item.source) + a.area.partial(a.group.rank, item.token),
-                     narrowBf16(sum), item.pass);
+      this->pushUnit(areas.at(item.source) + a.area.partial(a.group.rank, place), narrowBf16(sum),
+                     item.pass);
     } else if (!receives(a.group.phase)) {
       keepOwn(sum, item);
     } else {
@@ -238,10 +268,7 @@ struct CombineBlock : CombineRows<LowLatencyCombineArgs, Path> {
       const bool own = item.source == a.group.rank;
       const std::int64_t selection = own ? loadSelection(a, item.token) : -1;
       if constexpr (Path::kPorts) {
-        if (own && item.pass == 0) {
-          findPlaces<Path>(a, selection, shared().places,
-                           [&](int rank) { return placeAt(a, item.token, rank); });
-        }
+        if (own && item.pass == 0) findOwnPlaces(item, selection);
         if (!passed && (item.source < 0 || own)) {
           passPorts();
           passed = true;
@@ -253,10 +280,8 @@ struct CombineBlock : CombineRows<LowLatencyCombineArgs, Path> {
       const bool wanted = own || rows.mask != 0;
       float sum[8] = {};
       Vec16 weights{};
-      const int place = wanted && isPort<Path>(a.group, item.source)
-                            ? this->rowsBefore(item.source, item.token).tokens()
-                            : 0;
-      const bool have = wanted && loadWeights(item, weights);
+      const int place = wanted ? placeOf(item) : 0;
+      const bool have = wanted && loadWeights(item, place, weights);
       if (have) sumRows(sum, rows, slot, weights, item.pass);
       request(rows, nextSlot, 0, next.pass);
       if (have) finish(sum, item, selection, place);

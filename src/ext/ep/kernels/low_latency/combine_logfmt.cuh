@@ -40,15 +40,14 @@ struct LogfmtCombineBlock : CombineBlock<Path> {
   }
 
   /// A peer's sum, which this warp `has`, to its home. All threads.
-  __device__ __forceinline__ void sendSum(const float (&sum)[8], const Item& item, bool has,
-                                          std::uint32_t number) const {
+  __device__ __forceinline__ void sendSum(const float (&sum)[8], const Item& item, int place,
+                                          bool has, std::uint32_t number) const {
     LogfmtPass& pass = passOf(number);
     if (has) encoded.encode(pass, sum, item.pass);
     if (!isComplete(pass, number, has)) return;
-    char* const to =
-        isPort<Path>(a.group, item.source)
-            ? this->outbox() + a.area.partial(item.source, this->placeOf(item.source, item.token))
-            : areas.at(item.source) + a.area.partial(a.group.rank, item.token);
+    char* const to = isPort<Path>(a.group, item.source)
+                         ? this->outbox() + a.area.partial(item.source, place)
+                         : areas.at(item.source) + a.area.partial(a.group.rank, place);
     pushLine(to + encoded.offsetOf(item.pass), encoded.lineUnit(pass, item.pass), turn.epoch,
              encoded.hasLine(item.pass), Path::writes(a.group));
   }
@@ -114,9 +113,7 @@ struct LogfmtCombineBlock : CombineBlock<Path> {
       const bool own = item.source == a.group.rank;
       const std::int64_t selection = own ? loadSelection(a, item.token) : -1;
       if constexpr (Path::kPorts) {
-        if (own && item.pass == 0) {
-          findPlaces<Path>(a, item.token, selection, this->shared().places);
-        }
+        if (own && item.pass == 0) this->findOwnPlaces(item, selection);
       }
       if (!passed && (item.source < 0 || own)) {
         if constexpr (Path::kPorts) this->passPorts();
@@ -131,13 +128,14 @@ struct LogfmtCombineBlock : CombineBlock<Path> {
       const bool wanted = own || rows.mask != 0;
       float sum[8] = {};
       Vec16 weights{};
-      const bool has = wanted && this->loadWeights(item, weights);
+      const int place = wanted ? this->placeOf(item) : 0;
+      const bool has = wanted && this->loadWeights(item, place, weights);
       if (has) this->sumRows(sum, rows, slot, weights, item.pass);
       this->request(rows, nextSlot, 0, next.pass);
       if (own) {
         finishOwn(sum, item, selection, number);
       } else if (wanted || Path::shrink(a.group)) {
-        sendSum(sum, item, has, ++number);
+        sendSum(sum, item, place, has, ++number);
       }
       item = next;
       slot = nextSlot;

@@ -130,7 +130,8 @@ struct SourceCombineBlock : CombineRows<LowLatencySourceArgs, Path> {
   /// All threads: the peers' rows.
   __device__ __forceinline__ void awaitPortRows() const {
     this->awaitMessages(PortMessage::partial, WaitWhat::lowLatencyOutput);
-    if (blockIndex() == 0 && warpId() == kLowLatencyWarps - 1) {
+    // The last block has the fewest tokens.
+    if (blockIndex() == gridSize() - 1 && warpId() == kLowLatencyWarps - 1) {
       noteFinished(a.group, LowLatencyKind::combine);
     }
   }
@@ -158,19 +159,27 @@ struct SourceCombineBlock : CombineRows<LowLatencySourceArgs, Path> {
     int owner;          ///< of this lane's selection
     std::int32_t slot;  ///< of this lane's selection, if its expert is here
     float weight;
-    unsigned wanted;  ///< selections with a row
+    unsigned wanted;  ///< selections with a row; see settle()
   };
+  /// All threads, of every token of the block; the first one's before the wait for rows.
   __device__ __forceinline__ Token loadToken(int token) const {
-    const LowLatencyGroup& g = a.group;
+    Token of{token, -1, -1, 0.0f, 0};
+    if (token >= a.tokens) return of;
+    if constexpr (Path::kPorts) findPlaces(token);
     const std::int64_t first = static_cast<std::int64_t>(token) * a.area.topk;
     const int lane = static_cast<int>(laneId());
     const bool inside = lane < a.area.topk;
-    Token of{token, ownerOf(a, loadSelection(a, token)), -1, 0.0f, 0};
+    of.owner = ownerOf(a, loadSelection(a, token));
     if (inside) {
-      of.slot = a.slots[static_cast<std::int64_t>(g.rank) * a.area.maxTokens * a.area.topk + first +
-                        lane];
+      of.slot = a.slots[static_cast<std::int64_t>(a.group.rank) * a.area.maxTokens * a.area.topk +
+                        first + lane];
       of.weight = a.weights[first + lane];
     }
+    return of;
+  }
+  /// Finds out which rows of a token are to be had, once it is known whose did not come.
+  __device__ __forceinline__ void settle(Token& of) const {
+    const LowLatencyGroup& g = a.group;
     bool wanted = of.owner >= 0;
     if (of.owner == g.rank) {
       wanted = of.slot >= 0;
@@ -178,7 +187,6 @@ struct SourceCombineBlock : CombineRows<LowLatencySourceArgs, Path> {
       wanted = !this->isLost(of.owner) && !isMasked<Path>(g, of.owner);
     }
     of.wanted = ballot(wanted);
-    return of;
   }
   /// Where a row has come or will.
   __device__ __forceinline__ const char* rowOf(const Token& of, int k, int rank) const {
@@ -219,12 +227,10 @@ struct SourceCombineBlock : CombineRows<LowLatencySourceArgs, Path> {
       addScaled(sum, unit[i], bitsToFloat(shuffle(floatToBits(of.weight), first + i)));
     }
   }
-  __device__ __forceinline__ void receiveRows() const {
+  __device__ __forceinline__ void receiveRows(Token of) const {
 #pragma unroll 1
-    for (int token = static_cast<int>(blockIndex()); token < a.tokens;
-         token += static_cast<int>(gridSize())) {
-      if constexpr (Path::kPorts) findPlaces(token);
-      const Token of = loadToken(token);
+    for (; of.token < a.tokens; of = loadToken(of.token + static_cast<int>(gridSize()))) {
+      settle(of);
 #pragma unroll 1
       for (int pass = 0; pass < row.passes(); ++pass) {
         float sum[8] = {};
@@ -235,7 +241,7 @@ struct SourceCombineBlock : CombineRows<LowLatencySourceArgs, Path> {
             addRows(sum, of, first, pass);
           }
         }
-        this->store(sum, token, pass);
+        this->store(sum, of.token, pass);
       }
     }
   }
@@ -260,9 +266,10 @@ __device__ void lowLatencySourceKernel(const LowLatencySourceArgs& a) {
     if constexpr (Path::kPorts) block.sendPorts();
   }
   if (turn.sound && receives(a.group.phase)) {
+    const typename Block::Token first = block.loadToken(static_cast<int>(blockIndex()));
     if constexpr (Path::kPorts) block.awaitPortRows();
     if (last) block.awaitHellos(kReducedAtSource);
-    block.receiveRows();
+    block.receiveRows(first);
   }
   finishLowLatency<Path>(a.group, LowLatencyKind::combine, turn);
 }
