@@ -115,7 +115,7 @@ class LowLatencyRank {
     outputs_.layoutRange = device_.make(DType::i64, {experts, ranks});
     outputs_.slots = device_.make(DType::i32, {ranks, tokens, topk});
     outputs_.sourceTokens = device_.make(DType::i32, {ranks});
-    outputs_.rowTable = device_.make(DType::i32, {ranks, tokens + 2});
+    outputs_.rowTable = device_.make(DType::i32, {2, ranks, tokens + 2});
     quantised_ = device_.make(DType::e4m3, {experts, rows, hidden});
     scales_ = device_.make(DType::f32, {experts, blocks, rows});
     expected_.resize(x_.size());

@@ -37,7 +37,7 @@ GraphCall makeCall(RankContext& rank, const LowLatencyWorld& world, bool fp8, bo
   d.outputs.layoutRange = rank.empty(DType::i64, {experts, ranks});
   d.outputs.slots = rank.empty(DType::i32, {ranks, world.maxTokens(), topk});
   d.outputs.sourceTokens = rank.empty(DType::i32, {ranks});
-  d.outputs.rowTable = rank.empty(DType::i32, {ranks, world.maxTokens() + 2});
+  d.outputs.rowTable = rank.empty(DType::i32, {2, ranks, world.maxTokens() + 2});
   LowLatencyCombineRequest& c = call.combine;
   c.x = rank.empty(DType::bf16, {experts, rows, kHidden});
   c.topkIdx = d.topkIdx;

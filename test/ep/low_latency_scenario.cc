@@ -104,7 +104,7 @@ LowLatencyDispatchResult lowLatencyDispatch(RankContext& rank, const LowLatencyW
     out.layoutRange = rank.empty(DType::i64, {experts, ranks});
     out.slots = rank.empty(DType::i32, {ranks, world.maxTokens(), topk});
     out.sourceTokens = rank.empty(DType::i32, {ranks});
-    out.rowTable = rank.empty(DType::i32, {ranks, world.maxTokens() + 2});
+    out.rowTable = rank.empty(DType::i32, {2, ranks, world.maxTokens() + 2});
   }
   return rank.buffer().lowLatencyDispatch(request);
 }

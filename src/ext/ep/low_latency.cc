@@ -191,7 +191,7 @@ LowLatencyDispatchResult Buffer::lowLatencyDispatch(const LowLatencyDispatchRequ
   handle->sourceTokens =
       output(group, order, given.sourceTokens, "source_tokens", DType::i32, {ranks});
   handle->rowTable = output(group, order, given.rowTable, "row_table", DType::i32,
-                            {ranks, RowTable{request.maxTokens}.width()});
+                            {2, ranks, RowTable{1, request.maxTokens}.width()});
 
   args.group = group.lowLatencyArgs();
   args.x = request.x.as<const char>();

@@ -13,7 +13,7 @@ struct LowLatencyHandleState {
   Tensor sourceInfo, layoutRange;
   Tensor slots;         ///< i32 [ranks, maxTokens, topk]
   Tensor sourceTokens;  ///< i32 [ranks]
-  Tensor rowTable;      ///< i32 [ranks, maxTokens + 2]: see RowTable
+  Tensor rowTable;      ///< i32 [2, ranks, maxTokens + 2]: see RowTable
 };
 
 }  // namespace mscclpp::ep

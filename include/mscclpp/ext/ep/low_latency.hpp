@@ -65,7 +65,7 @@ struct LowLatencyDispatchRequest {
     Tensor layoutRange;
     Tensor slots;         ///< i32 [ranks, maxTokens, topk], the handle's own
     Tensor sourceTokens;  ///< i32 [ranks], the handle's own
-    Tensor rowTable;      ///< i32 [ranks, maxTokens + 2], the handle's own
+    Tensor rowTable;      ///< i32 [2, ranks, maxTokens + 2], the handle's own
   } outputs;
   StreamOrder order;
 };

@@ -112,7 +112,7 @@ class DispatchOutputs:
         self.handles_own = [
             self.add("slots", torch.int32, ranks, tokens, topk),
             self.add("source_tokens", torch.int32, ranks),
-            self.add("row_table", torch.int32, ranks, tokens + 2),
+            self.add("row_table", torch.int32, 2, ranks, tokens + 2),
         ]
 
     def received(self) -> Any:

@@ -85,14 +85,17 @@ static_assert(kMaxLowLatencyTokens < 1 << RowCount::kTokenBits);
 static_assert(std::uint64_t{kMaxLowLatencyTokens} * kMaxLowLatencyTopk <
               std::uint64_t{1} << (32 - RowCount::kTokenBits));
 
-/// What a dispatch notes for sources behind port channels: per source a RowCount of its first 0, 1,
-/// .. tokens, and then how many of all its selections ranks below this one own.
+/// What a dispatch notes about ranks behind port channels, for the combine: per source a RowCount
+/// of its first 0, 1, .. tokens, and at last how many of all its selections ranks below this one
+/// own; then the same of what goes from here to each rank, for the tokens that go there.
 struct RowTable {
-  int maxTokens = 0;
+  int ranks = 1, maxTokens = 0;
 
   constexpr std::int64_t width() const { return maxTokens + 2; }
-  constexpr std::int64_t before(int source, int token) const { return source * width() + token; }
-  constexpr std::int64_t base(int source) const { return before(source, maxTokens + 1); }
+  constexpr std::int64_t from(int source, int tokens) const { return source * width() + tokens; }
+  constexpr std::int64_t to(int rank, int tokens) const { return from(ranks + rank, tokens); }
+  constexpr std::int64_t baseFrom(int source) const { return from(source, maxTokens + 1); }
+  constexpr std::int64_t baseTo(int rank) const { return to(rank, maxTokens + 1); }
 };
 
 /// Units of a row: bf16 values, or e4m3 values and then their scales, 4 to a unit.

@@ -78,45 +78,31 @@ struct CombineBlock : CombineRows<LowLatencyCombineArgs, Path> {
   /// The last block: to each peer the weights of the tokens that go there, close together.
   __device__ __forceinline__ void sendPortWeights() const {
     const LowLatencyGroup& g = a.group;
-    const int peers = g.ranks - 1;
-    const int parts = peers < kLowLatencyWarps ? kLowLatencyWarps / (peers > 0 ? peers : 1) : 1;
-    for (int i = static_cast<int>(warpId()); i < peers * parts; i += kLowLatencyWarps) {
-      const int peer = i / parts + (i / parts >= g.rank ? 1 : 0);
-      if (isPort<Path>(g, peer)) gatherWeights(peer, i % parts, parts);
+#pragma unroll 1
+    for (int t = static_cast<int>(warpId()); t < a.tokens; t += kLowLatencyWarps) {
+      const Vec16 unit = ownWeightUnit(t);
+      forEachOwner(a, loadSelection(a, t), [&](int rank) {
+        if (!isPort<Path>(g, rank)) return;
+        pushLine(outbox() + weightLine(rank, this->rowsTo(rank, t).tokens()), unit, turn.epoch,
+                 hasWeightLine(), Path::writes(g));
+      });
     }
     syncBlock();
     sendToPorts<Path>(g, PortMessage::weights, turn.epoch, [&](int peer) {
       return PortRange{a.area.weights(peer, 0), a.area.weights(g.rank, 0),
-                       a.area.weights(0, placeAt(a, a.tokens, peer))};
+                       a.area.weights(0, this->rowsTo(peer, a.tokens).tokens())};
     });
-  }
-  /// A part of the tokens. A whole warp.
-  __device__ __forceinline__ void gatherWeights(int peer, int part, int parts) const {
-    const int each = (a.tokens + parts - 1) / parts, first = part * each;
-    const int end = first + each < a.tokens ? first + each : a.tokens;
-    int place = first < end ? placeAt(a, first, peer) : 0;
-#pragma unroll 1
-    for (int base = first; base < end; base += 32) {
-      const int token = base + static_cast<int>(laneId());
-      unsigned going = ballot(token < end && goesTo(a, token, peer));
-#pragma unroll 1
-      for (; going != 0; going &= going - 1) {
-        pushLine(outbox() + weightLine(peer, place++),
-                 ownWeightUnit(base + findFirstSet(going) - 1), turn.epoch, hasWeightLine(),
-                 Path::writes(a.group));
-      }
-    }
   }
   /// Where a peer's weights lie and its sum will: behind a port channel, those of its tokens with
   /// rows here lie close together.
   __device__ __forceinline__ int placeOf(const Item& item) const {
-    return isPort<Path>(a.group, item.source) ? this->rowsBefore(item.source, item.token).tokens()
+    return isPort<Path>(a.group, item.source) ? this->rowsFrom(item.source, item.token).tokens()
                                               : item.token;
   }
   /// All threads: where the sums of an own token will come from behind port channels.
   __device__ __forceinline__ void findOwnPlaces(const Item& item, std::int64_t selection) const {
     findPlaces<Path>(a, selection, shared().places,
-                     [&](int rank) { return placeAt(a, item.token, rank); });
+                     [&](int rank) { return this->rowsTo(rank, item.token).tokens(); });
   }
   /// Between the peers' tokens and the own ones, all threads of every block: the peers' sums leave,
   /// theirs are waited for.
@@ -125,7 +111,7 @@ struct CombineBlock : CombineRows<LowLatencyCombineArgs, Path> {
     if (sends(g.phase) && isLastWriter(g, LowLatencyKind::combine, shared().lastWriter)) {
       sendToPorts<Path>(g, PortMessage::partial, turn.epoch, [&](int peer) {
         const auto rows =
-            static_cast<std::size_t>(this->rowsBefore(peer, a.sourceTokens[peer]).tokens());
+            static_cast<std::size_t>(this->rowsFrom(peer, a.sourceTokens[peer]).tokens());
         return PortRange{a.area.partial(peer, 0), a.area.partial(g.rank, 0),
                          rows * a.area.rowBytes};
       });

@@ -90,11 +90,14 @@ struct CombineRows {
            loadRelaxed(&shared().portsLost) != 0;
   }
 
-  /// Rows here of a peer's first tokens, as the dispatch counted them: the peer is behind a port
-  /// channel.
-  __device__ __forceinline__ RowCount rowsBefore(int source, int tokens) const {
-    return {
-        static_cast<std::uint32_t>(a.rowTable[RowTable{a.area.maxTokens}.before(source, tokens)])};
+  __device__ __forceinline__ RowTable table() const { return {a.group.ranks, a.area.maxTokens}; }
+  /// What the dispatch noted about peers behind port channels: rows of a source's first tokens that
+  /// are here, and of the own ones that are at a rank.
+  __device__ __forceinline__ RowCount rowsFrom(int source, int tokens) const {
+    return {static_cast<std::uint32_t>(a.rowTable[table().from(source, tokens)])};
+  }
+  __device__ __forceinline__ RowCount rowsTo(int rank, int tokens) const {
+    return {static_cast<std::uint32_t>(a.rowTable[table().to(rank, tokens)])};
   }
 
   // ---- work ------------------------------------------------------------------------------------

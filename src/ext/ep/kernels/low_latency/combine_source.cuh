@@ -73,8 +73,7 @@ struct SourceCombineBlock : CombineRows<LowLatencySourceArgs, Path> {
     unsigned mask = batch.mask;
     if (mask == 0) return;
     const bool port = isPort<Path>(a.group, item.source);
-    const int place =
-        port ? this->rowsBefore(item.source, item.token).selections() + batch.begun : 0;
+    const int place = port ? this->rowsFrom(item.source, item.token).selections() + batch.begun : 0;
     char* const to = port ? this->outbox() : areas.at(item.source);
 #pragma unroll
     for (int i = 0; i < kPushedAtOnce; ++i) {
@@ -113,7 +112,7 @@ struct SourceCombineBlock : CombineRows<LowLatencySourceArgs, Path> {
     const LowLatencyGroup& g = a.group;
     if (!isLastWriter(g, LowLatencyKind::combine, shared().lastWriter)) return;
     sendToPorts<Path>(g, PortMessage::partial, turn.epoch, [&](int peer) {
-      int rows = this->rowsBefore(peer, a.sourceTokens[peer]).selections();
+      int rows = this->rowsFrom(peer, a.sourceTokens[peer]).selections();
       if (rows > a.area.outboxRows) {
         if (laneId() == 0) {
           reportFailure(g.wait, lowLatencyWait(WaitWhat::lowLatencyRepeats, peer),
@@ -123,7 +122,7 @@ struct SourceCombineBlock : CombineRows<LowLatencySourceArgs, Path> {
         rows = a.area.outboxRows;
       }
       return PortRange{a.area.outboxRow(peer, 0),
-                       a.area.portRow(a.rowTable[RowTable{a.area.maxTokens}.base(peer)]),
+                       a.area.portRow(a.rowTable[this->table().baseFrom(peer)]),
                        static_cast<std::size_t>(rows) * a.area.rowBytes};
     });
   }
@@ -138,15 +137,16 @@ struct SourceCombineBlock : CombineRows<LowLatencySourceArgs, Path> {
   /// All threads: places[k] for the selections of an own token behind port channels.
   __device__ __forceinline__ void findPlaces(int token) const {
     syncBlock();  // those of the token before are used
-    for (int k = static_cast<int>(warpId()); k < a.area.topk; k += kLowLatencyWarps) {
-      const int index = token * a.area.topk + k;
-      const int rank = ownerOf(a, a.topkIdx[index]);
-      if (rank < 0 || !isPort<Path>(a.group, rank)) continue;
-      const int place = countWhere(a.tokens * a.area.topk, [&](int i) {
-        const int owner = ownerOf(a, a.topkIdx[i]);
-        return owner >= 0 && (owner < rank || (owner == rank && i < index));
+    if (warpId() == 0) {
+      const int lane = static_cast<int>(laneId());
+      const int owner = ownerOf(a, loadSelection(a, token));
+      forEachOwner(a, loadSelection(a, token), [&](int rank) {
+        const unsigned here = ballot(owner == rank);
+        if (owner != rank || !isPort<Path>(a.group, rank)) return;
+        shared().places[lane] = a.rowTable[this->table().baseTo(rank)] +
+                                this->rowsTo(rank, token).selections() +
+                                popCount(here & ((1u << lane) - 1));
       });
-      if (laneId() == 0) shared().places[k] = place;
     }
     syncBlock();
   }

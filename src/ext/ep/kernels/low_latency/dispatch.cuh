@@ -65,18 +65,34 @@ struct DispatchBlock {
     const std::int64_t selection = loadSelection(a, token);
     return {selection, loadRow(token, 0)};
   }
-  /// The place of a token's row at a rank behind a port channel, or behind the last token how many
-  /// rows go there. A whole warp. Ids that do not fit into shared memory are read from the
-  /// caller's.
-  __device__ __forceinline__ int placeAtPort(int token, int rank) const {
-    if (!shared.idsHere) return placeAt(a, token, rank);
-    return IdReader<Path>{a, shared, turn.epoch}.rowsTo(rank, a.group.rank, token).tokens();
+  __device__ __forceinline__ RowTable table() const { return {a.group.ranks, a.area.maxTokens}; }
+  /// Rows of the first own tokens to a rank behind a port channel, noted for the combine. A whole
+  /// warp. Ids that do not fit into shared memory are read from the caller's.
+  __device__ __forceinline__ RowCount rowsTo(int rank, int tokens) const {
+    const RowCount count =
+        shared.idsHere ? IdReader<Path>{a, shared, turn.epoch}.rowsTo(rank, a.group.rank, tokens)
+                       : rowsOfCaller(a, rank, tokens);
+    if (laneId() == 0) {
+      a.rowTable[table().to(rank, tokens)] = static_cast<std::int32_t>(count.packed);
+    }
+    return count;
+  }
+  /// Where the rows of ranks behind port channels will begin among all that come home. A warp each.
+  __device__ __forceinline__ void noteBasesTo() const {
+    for (int peer = static_cast<int>(warpId()); peer < a.group.ranks; peer += kLowLatencyWarps) {
+      if (!isPort<Path>(a.group, peer)) continue;
+      const int base = countWhere(a.tokens * a.area.topk, [&](int i) {
+        const int owner = ownerOf(a, a.topkIdx[i]);
+        return owner >= 0 && owner < peer;
+      });
+      if (laneId() == 0) a.rowTable[table().baseTo(peer)] = base;
+    }
   }
   /// Needs nothing but the tokens' own ids.
   __device__ __forceinline__ void pushToken(int token, const Loaded& loaded) const {
     if constexpr (Path::kPorts) {
       findPlaces<Path>(a, loaded.selection, shared.head().sendPlace,
-                       [&](int rank) { return placeAtPort(token, rank); });
+                       [&](int rank) { return rowsTo(rank, token).tokens(); });
     }
     for (int pass = 0; pass < row.passes(); ++pass) {
       const Vec16 unit = pass == 0 ? loaded.unit : loadRow(token, pass);
@@ -100,11 +116,12 @@ struct DispatchBlock {
     const LowLatencyGroup& g = a.group;
     if (!isLastWriter(g, LowLatencyKind::dispatch, shared.head().lastWriter)) return;
     sendToPorts<Path>(g, PortMessage::ids, turn.epoch, [&](int peer) {
-      const auto rows = static_cast<std::size_t>(placeAtPort(a.tokens, peer));
+      const auto rows = static_cast<std::size_t>(rowsTo(peer, a.tokens).tokens());
       return PortRange{
           a.area.block(peer), a.area.block(g.rank),
           static_cast<std::size_t>(a.area.idLines) * kLineSize + rows * a.area.rowBytes};
     });
+    noteBasesTo();
   }
   /// `first`: the block's first token.
   __device__ __forceinline__ void pushTokens(const Loaded& first) const {
@@ -272,8 +289,7 @@ struct DispatchBlock {
     }
   }
   __device__ __forceinline__ void noteRows(int source, int tokens, RowCount count) const {
-    a.rowTable[RowTable{a.area.maxTokens}.before(source, tokens)] =
-        static_cast<std::int32_t>(count.packed);
+    a.rowTable[table().from(source, tokens)] = static_cast<std::int32_t>(count.packed);
   }
   /// All rows of every source, and where they will begin among all that come home there.
   __device__ __forceinline__ void finishRowTable(const IdReader<Path>& ids) const {
@@ -286,7 +302,7 @@ struct DispatchBlock {
       const RowCount all = ids.rowsTo(a.group.rank, s, shared.tokens()[s]);
       if (laneId() != 0) continue;
       noteRows(s, shared.tokens()[s], all);
-      a.rowTable[RowTable{a.area.maxTokens}.base(s)] = base;
+      a.rowTable[table().baseFrom(s)] = base;
     }
   }
   __device__ __forceinline__ void countSelections(const IdReader<Path>& ids, int firstExpert,

@@ -174,20 +174,19 @@ __device__ __forceinline__ int countWhere(int count, F&& f) {
   for (int i = static_cast<int>(laneId()); i < count; i += 32) found += f(i) ? 1 : 0;
   return static_cast<int>(sumWarp(found));
 }
-/// Whether an own token selects an expert of `rank`.
+/// Rows of the first `tokens` own tokens that go to `rank`, from the caller's ids. A whole warp.
 template <class Args>
-__device__ __forceinline__ bool goesTo(const Args& a, int token, int rank) {
-  const std::int64_t* const ids = a.topkIdx + static_cast<std::int64_t>(token) * a.area.topk;
-  bool goes = false;
+__device__ __forceinline__ RowCount rowsOfCaller(const Args& a, int rank, int tokens) {
+  std::uint32_t sum = 0;
+#pragma unroll 1
+  for (int t = static_cast<int>(laneId()); t < tokens; t += 32) {
+    const std::int64_t* const ids = a.topkIdx + static_cast<std::int64_t>(t) * a.area.topk;
+    int selections = 0;
 #pragma unroll 4
-  for (int k = 0; k < a.area.topk; ++k) goes |= ownerOf(a, ids[k]) == rank;
-  return goes;
-}
-/// Own tokens before `token` that select an expert of `rank`: the place of its row there. A whole
-/// warp.
-template <class Args>
-__device__ __forceinline__ int placeAt(const Args& a, int token, int rank) {
-  return countWhere(token, [&](int t) { return goesTo(a, t, rank); });
+    for (int k = 0; k < a.area.topk; ++k) selections += ownerOf(a, ids[k]) == rank ? 1 : 0;
+    sum += RowCount::ofToken(selections).packed;
+  }
+  return {sumWarp(sum)};
 }
 /// All threads: places[i] for the i-th owner of a token's selections, where it is behind a port
 /// channel: placeAt(rank), which a whole warp calls. `places`: in shared memory, as many as there
