@@ -40,7 +40,7 @@ inline constexpr int kFastTopk = 8;
 struct LowLatencyTimes {
   std::uint64_t entered;                 ///< block 0 may begin
   std::uint64_t written[kPortMessages];  ///< all of a message; its triggers are pushed next
-  std::uint64_t arrived[kPortMessages];  ///< block 0 has seen that of every peer
+  std::uint64_t arrived[kPortMessages];  ///< block 0 has seen the last peer's
   std::uint64_t left;                    ///< the last block is done
 };
 

@@ -48,6 +48,7 @@ __device__ __forceinline__ bool lookAtPort(const LowLatencyGroup& g, PortMessage
     storeLocalRelease(&words.lost[m], count);
     return false;
   }
+  if (g.ports.times != nullptr) storeRelaxed(&g.ports.times->arrived[m], nanoseconds());
   // Of two calls under way the later one may be received first.
   if (loadRelaxed(&words.arrived[m]) < count) storeLocalRelease(&words.arrived[m], count);
   return true;
@@ -111,9 +112,6 @@ __device__ __forceinline__ void awaitPorts(const LowLatencyGroup& g, PortMessage
     if (!awaitPort<Path>(g, message, epoch, peer, what)) missing(peer);
   }
   syncBlock();
-  if (g.ports.times != nullptr && blockIndex() == 0 && threadIndex() == 0) {
-    g.ports.times->arrived[static_cast<int>(message)] = nanoseconds();
-  }
   const bool notes = message != PortMessage::partial && blockIndex() == 0;
   if (notes && warpId() == kLowLatencyWarps - 1) noteFinished(g, kindOf(message));
 }
