@@ -164,6 +164,8 @@ TEST(BadOptions, AreRefusedWithWhatIsAllowed) {
       {"bench --cases dispatch", "dispatch-bf16"},
       {"bench --hidden 12", "multiple of 8"},
       {"traffic-ll --logfmt --combine-reduce source", "--logfmt.*--combine-reduce rank"},
+      {"bench-ll --combine-reduce home", "rank,source"},
+      {"traffic-ll --combine-reduce home", "rank,source"},
       {"info --ranks 0", "1 (to|-) 64"},
       {"info --transport tcp", "--ranks"},
       {"info --ranks 2 --transport udp", "udp"},

@@ -33,21 +33,19 @@ TEST_P(EpLowLatencySource, InTurnWithTheOtherWay) {
   const auto& [hook, ranks] = GetParam();
   const LowLatencyWorld world(
       {.ranks = ranks, .tokens = {7, 3, 5}, .topk = 3, .experts = 4 * ranks, .maxTokens = 9});
-  for (const int hidden : {8, 1152}) {
-    SCOPED_TRACE("hidden " + std::to_string(hidden));
-    runRanks(ranks, roomForBoth(world, hidden), [&](RankContext& rank) {
-      for (std::uint64_t id = 1; id <= 6; ++id) {
-        lowLatencyRoundTrip(rank, world,
-                            {.id = id,
-                             .hidden = hidden,
-                             .fp8 = id == 4,
-                             .hook = hook,
-                             .outputs = id == 2,
-                             .numSms = id == 5 ? 1 : 0,
-                             .source = id != 3 && id != 4});
-      }
-    });
-  }
+  constexpr int kHidden = 520;  // two passes on the CPU platform, the second with a part of a line
+  runRanks(ranks, roomForBoth(world, kHidden), [&](RankContext& rank) {
+    for (std::uint64_t id = 1; id <= 6; ++id) {
+      lowLatencyRoundTrip(rank, world,
+                          {.id = id,
+                           .hidden = kHidden,
+                           .fp8 = id == 4,
+                           .hook = hook,
+                           .outputs = id == 2,
+                           .numSms = id == 5 ? 1 : 0,
+                           .source = id != 3 && id != 4});
+    }
+  });
 }
 INSTANTIATE_TEST_SUITE_P(All, EpLowLatencySource,
                          ::testing::Combine(::testing::Bool(), ::testing::Values(1, 2, 4)),
@@ -61,8 +59,8 @@ struct SourceShape {
   int hidden, topk, experts, ranks;
 };
 constexpr SourceShape kShapes[] = {
-    {"GptOss", 2880, 4, 128, 3},  {"Nemotron3", 1024, 22, 512, 4}, {"Topk32", 24, 32, 40, 3},
-    {"FewExperts", 136, 1, 3, 4}, {"FewLocal", 72, 5, 7, 4},       {"ManyRanks", 40, 6, 70, 7},
+    {"Hidden8", 8, 4, 128, 3},    {"Topk22", 456, 22, 512, 4}, {"Topk32", 24, 32, 40, 3},
+    {"FewExperts", 136, 1, 3, 4}, {"FewLocal", 72, 5, 7, 4},   {"ManyRanks", 40, 6, 70, 7},
 };
 class EpLowLatencySourceShapes : public ::testing::TestWithParam<SourceShape> {};
 
