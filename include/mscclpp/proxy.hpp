@@ -39,6 +39,7 @@ struct ProxyStatistics {
   uint64_t rounds = 0;           ///< looks at all FIFOs
   uint64_t fullConnections = 0;  ///< times a trigger had to wait for its connection's queue
   uint64_t largestRun = 0;       ///< most triggers that were found at once in a FIFO
+  uint64_t longestRoundNs = 0;   ///< one look at all FIFOs and connections; above 1 s it is logged
   std::string cores;             ///< where it may run: "3" or "0-15"
 };
 

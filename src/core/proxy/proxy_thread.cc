@@ -4,6 +4,7 @@
 #include <utility>
 
 #include <mscclpp/errors.hpp>
+#include <mscclpp/log.hpp>
 
 #include "core/proxy/idle.hpp"
 #include "core/proxy/placement.hpp"
@@ -15,6 +16,8 @@ namespace {
 constexpr size_t kFlushWordBytes = 128;
 constexpr uint64_t kPublishEvery = 64;  ///< producers that wait for room need not wait for the run
 constexpr uint64_t kPrefetchAfter = 8;  ///< a run of so many is likely to go on
+/// A round that takes longer has been held up, by a driver or by the system: peers wait meanwhile.
+constexpr uint64_t kLongRoundNs = 1'000'000'000;
 
 uint64_t steadyNs() {
   return static_cast<uint64_t>(std::chrono::duration_cast<std::chrono::nanoseconds>(
@@ -135,12 +138,23 @@ void ProxyThread::loop() {
   while (!stop_.load(std::memory_order_acquire)) {
     adoptChanges();
     const uint64_t drainAsked = drainAsked_.load(std::memory_order_acquire);
+    const uint64_t start = steadyNs();
     bool worked = false;
     for (const auto& queue : lists_.queues) worked |= drain(*queue);
     for (const auto& served : lists_.connections) worked |= tend(*served);
     raise(rounds_);
+    noteRound(steadyNs() - start);
     if (drainAsked != drainAnswered_) tellDrained(drainAsked, worked);
     worked ? idling.reset() : idling.pause();
+  }
+}
+
+void ProxyThread::noteRound(uint64_t ns) {
+  if (ns <= longestRoundNs_.load(std::memory_order_relaxed)) return;
+  longestRoundNs_.store(ns, std::memory_order_relaxed);
+  if (ns > kLongRoundNs) {
+    log::warn("proxy of rank {}: {:.1f} s for one look at its channels", options_.rank,
+              static_cast<double>(ns) * 1e-9);
   }
 }
 
@@ -328,6 +342,7 @@ ProxyStatistics ProxyThread::statistics() const {
   result.rounds = rounds_.load(std::memory_order_relaxed);
   result.fullConnections = fullConnections_.load(std::memory_order_relaxed);
   result.largestRun = largestRun_.load(std::memory_order_relaxed);
+  result.longestRoundNs = longestRoundNs_.load(std::memory_order_relaxed);
   const std::lock_guard lock(mutex_);
   result.cores = cores_;
   return result;

@@ -86,6 +86,7 @@ class ProxyThread {
   bool execute(const TriggerFields& fields, Queue& queue);
   void post(const TriggerFields& fields, const ServedChannel& channel, Queue& queue);
   void noteSubmitted(Served& served);
+  void noteRound(uint64_t ns);
   bool tend(Served& served);
   bool idle() const;
   std::string leftOver() const;
@@ -118,6 +119,7 @@ class ProxyThread {
   std::atomic<uint64_t> rounds_ = 0;
   std::atomic<uint64_t> fullConnections_ = 0;
   std::atomic<uint64_t> largestRun_ = 0;
+  std::atomic<uint64_t> longestRoundNs_ = 0;
 };
 
 }  // namespace mscclpp::detail
