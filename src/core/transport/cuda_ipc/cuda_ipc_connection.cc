@@ -120,9 +120,7 @@ void CudaIpcConnection::noteDone() {
     completed_ = posted();
   } else if (sources_.empty()) {
     steps_.back().upTo = posted();
-  } else {
-    gatheredUpTo_ = posted();
-  }
+  }  // else what comes behind the gathered copies counts it
 }
 
 void CudaIpcConnection::doWrite(const Write& write) {
@@ -133,15 +131,13 @@ void CudaIpcConnection::doWrite(const Write& write) {
     std::memmove(destination, source, write.bytes);
     return noteDone();
   }
-  if (gatheredBytes_ >= kBatchBytes) {
-    submit();
-    progress();  // a caller that posts a lot does not come to that soon
-  }
-  gatheredBytes_ += write.bytes;
-  gatheredUpTo_ = posted();
   destinations_.push_back(destination);
   sources_.push_back(source);
   sizes_.push_back(write.bytes);
+  gatheredBytes_ += write.bytes;
+  if (gatheredBytes_ < kBatchBytes) return;
+  submit();
+  progress();  // a caller that posts a lot does not come to that soon
 }
 
 void CudaIpcConnection::copyGathered() {
@@ -188,11 +184,11 @@ cudaEvent_t CudaIpcConnection::takeEvent() {
 void CudaIpcConnection::recordEvent() {
   const cudaEvent_t event = takeEvent();
   const bool alone = behindGathered_.empty();
-  steps_.push_back({Step::Kind::copies, alone ? gatheredUpTo_ : behindGathered_.front().upTo - 1,
-                    event, nullptr, 0});
+  steps_.push_back(
+      {Step::Kind::copies, alone ? posted() : behindGathered_.front().upTo - 1, event, nullptr, 0});
   cudaTry(cudaEventRecord(event, native(stream_)), "cudaEventRecord");
   if (alone) return;
-  behindGathered_.back().upTo = gatheredUpTo_;  // later copies of the batch are complete by then
+  behindGathered_.back().upTo = posted();  // later copies of the batch are complete by then
   steps_.insert(steps_.end(), behindGathered_.begin(), behindGathered_.end());
   hostSteps_ += behindGathered_.size();
   behindGathered_.clear();
@@ -217,10 +213,7 @@ void CudaIpcConnection::apply(const Step& step) {
 /// At once when nothing is under way, else behind it.
 void CudaIpcConnection::onHost(Step::Kind kind, uint64_t* word, uint64_t value) {
   const Step step{kind, posted(), nullptr, word, value};
-  if (!sources_.empty()) {
-    gatheredUpTo_ = posted();
-    return behindGathered_.push_back(step);
-  }
+  if (!sources_.empty()) return behindGathered_.push_back(step);
   if (!steps_.empty()) {
     ++hostSteps_;
     return steps_.push_back(step);
@@ -257,7 +250,6 @@ void CudaIpcConnection::doSignal(SignalTarget& target) {
   }
   guarded([&] {
     if (!sources_.empty()) copyGathered();
-    gatheredUpTo_ = posted();
     copySignal(addressIn(target.device, target.deviceOffset), ++target.sentToDevice);
     recordEvent();
   });

@@ -112,7 +112,6 @@ class CudaIpcConnection final : public Connection {
   std::vector<const void*> sources_;
   std::vector<size_t> sizes_;
   size_t gatheredBytes_ = 0;
-  uint64_t gatheredUpTo_ = 0;         ///< operations that are complete once the gathered ones are
   std::vector<Step> behindGathered_;  ///< adds and stores; empty when nothing is gathered
   std::deque<Step> steps_;
   size_t hostSteps_ = 0;  ///< of steps_: adds and stores
