@@ -102,21 +102,7 @@ TEST(EpLowLatencyLogfmtCalls, NotWithRowsOfSingleSelections) {
 /// node: then the call most often times out.
 TEST(EpLowLatencyLogfmtCalls, UnequalFormatsAreRefused) {
   if (env().ranksPerNode.value_or(2) < 2) GTEST_SKIP() << "no hello between nodes";
-  const LowLatencyWorld world({.ranks = 2, .tokens = {4, 3}, .topk = 2, .experts = 8});
-  const auto errors = tryRanks(
-      2,
-      [&](int) {
-        BufferOptions options = lowLatencyOptions(world, 64);
-        options.timeoutSeconds = 1;
-        return options;
-      },
-      [&](RankContext& rank) {
-        const auto sent = lowLatencyDispatch(rank, world, {.id = 1});
-        rank.sync();
-        lowLatencyCombine(rank, world, {.id = 1, .logfmt = rank.rank() == 0}, sent.handle);
-        rank.sync();
-        rank.buffer().checkHealth();
-      });
+  const auto errors = combineUnequally({.id = 1, .logfmt = true});
   EXPECT_THAT(errors[0], AllOf(StartsWith("invalidArgument: "),
                                HasSubstr("rank 1 called low_latency_combine with combine_reduce = "
                                          "\"rank\", rank 0 with use_logfmt = True")));

@@ -254,4 +254,20 @@ void lowLatencyRoundTrip(RankContext& rank, const LowLatencyWorld& world,
   expectLowLatencyCombine(rank, world, back, b);
 }
 
+std::vector<std::string> combineUnequally(const LowLatencyCase& odd) {
+  const LowLatencyWorld world({.ranks = 2, .tokens = {4, 3}, .topk = 2, .experts = 8});
+  BufferOptions options = roomForBoth(world, 64);
+  options.timeoutSeconds = 1;
+  return tryRanks(
+      2, [&](int) { return options; },
+      [&](RankContext& rank) {
+        const LowLatencyCase plain{.id = odd.id};
+        const auto sent = lowLatencyDispatch(rank, world, plain);
+        rank.sync();
+        lowLatencyCombine(rank, world, rank.rank() == 0 ? odd : plain, sent.handle);
+        rank.sync();
+        rank.buffer().checkHealth();
+      });
+}
+
 }  // namespace mscclpp::ep::testing

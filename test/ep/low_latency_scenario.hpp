@@ -88,4 +88,8 @@ inline void lowLatencyRoundTrip(RankContext& rank, const LowLatencyWorld& world,
   lowLatencyRoundTrip(rank, world, call, call);
 }
 
+/// Two ranks combine after the same dispatch, rank 0 as `odd` says, rank 1 plainly: what each
+/// throws, with a limit of a second.
+std::vector<std::string> combineUnequally(const LowLatencyCase& odd);
+
 }  // namespace mscclpp::ep::testing

@@ -226,21 +226,7 @@ TEST(EpLowLatencySource, SizeHintCountsWhatIsNeeded) {
 /// node: then the call times out.
 TEST(EpLowLatencySource, UnequalWaysAreRefused) {
   if (nodesAreForced()) GTEST_SKIP() << "between nodes it is a timeout";
-  const LowLatencyWorld world({.ranks = 2, .tokens = {4, 3}, .topk = 2, .experts = 8});
-  const auto errors = tryRanks(
-      2,
-      [&](int) {
-        BufferOptions options = roomForBoth(world, 64);
-        options.timeoutSeconds = 1;
-        return options;
-      },
-      [&](RankContext& rank) {
-        const auto sent = lowLatencyDispatch(rank, world, {.id = 1});
-        rank.sync();
-        lowLatencyCombine(rank, world, {.id = 1, .source = rank.rank() == 0}, sent.handle);
-        rank.sync();
-        rank.buffer().checkHealth();
-      });
+  const auto errors = combineUnequally({.id = 1, .source = true});
   EXPECT_THAT(errors[0], AllOf(StartsWith("invalidArgument: "),
                                HasSubstr("rank 1 called low_latency_combine with combine_reduce = "
                                          "\"rank\", rank 0 with combine_reduce = \"source\"")));
