@@ -122,9 +122,7 @@ std::string describeFailure(const FailureRecord& record) {
     case WaitWhat::lowLatencyRepeats:
       return fmt::format(
           "rank {} has {} selections on rank {}, of another node, where {} fit: with "
-          "combine_reduce "
-          "= "
-          "\"source\" between nodes the experts in a row of topk_idx must differ",
+          "combine_reduce = \"source\" between nodes the experts in a row of topk_idx must differ",
           record.peer, record.seen, record.rank, record.expected);
     case WaitWhat::overflow:
       return fmt::format(

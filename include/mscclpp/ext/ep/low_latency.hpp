@@ -87,8 +87,7 @@ enum class LowLatencyReduce {
   /// fewest bytes. Each such sum is rounded to bf16 once.
   rank,
   /// At the token's home, to which every selection's row is sent: rounded only at the end. The
-  /// least
-  /// there is to wait for.
+  /// least there is to wait for.
   source,
 };
 

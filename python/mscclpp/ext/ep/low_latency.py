@@ -177,7 +177,8 @@ class LowLatencyCalls(Core):
     ) -> Tuple[torch.Tensor, EventOverlap, Hook]:
         """Brings the experts' rows back and adds them up with their weights: in float32 on the
         experts' rank, rounded to bfloat16 for the way, and in float32 again; or all at home, see
-        combine_reduce. Collective, does not block (on the CPU, only when async_finish is set). Can be captured into a CUDA graph.
+        combine_reduce. Collective, does not block (on the CPU, only when async_finish is set). Can be
+        captured into a CUDA graph.
 
         Arguments:
             x: `[local experts, num_ranks * num_max_dispatch_tokens_per_rank, hidden]` bfloat16: the
