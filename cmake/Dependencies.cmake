@@ -25,21 +25,10 @@ if(MSCCLPP_USE_VERBS)
                   "or build without the transport verbs: -DMSCCLPP_USE_VERBS=OFF")
   endif()
 endif()
+# fmt and spdlog as shared libraries: as headers only, fmt is compiled anew with every source file,
+# which is most of a build's time. The wheel brings them along (python/CMakeLists.txt).
 mscclpp_need(fmt libfmt-dev)
 mscclpp_need(spdlog libspdlog-dev)
-# The shared libraries, unless the build is to be carried away (MSCCLPP_SELF_CONTAINED): as headers
-# only, fmt is compiled anew with every source file, which is most of a build's time.
-add_library(mscclpp_fmt INTERFACE)
-add_library(mscclpp_spdlog INTERFACE)
-if(MSCCLPP_SELF_CONTAINED)
-  set_target_properties(
-    spdlog::spdlog_header_only PROPERTIES INTERFACE_LINK_LIBRARIES "Threads::Threads;fmt::fmt-header-only")
-  target_link_libraries(mscclpp_fmt INTERFACE fmt::fmt-header-only)
-  target_link_libraries(mscclpp_spdlog INTERFACE spdlog::spdlog_header_only)
-else()
-  target_link_libraries(mscclpp_fmt INTERFACE fmt::fmt)
-  target_link_libraries(mscclpp_spdlog INTERFACE spdlog::spdlog)
-endif()
 if(MSCCLPP_BUILD_CLI AND MSCCLPP_BUILD_EXT_EP)
   mscclpp_need(CLI11 libcli11-dev)
   mscclpp_need(nlohmann_json nlohmann-json3-dev)
