@@ -16,6 +16,8 @@ using std::chrono::milliseconds;
 using test::containsAll;
 using test::expectAtSomeLimit;
 using ::testing::AllOf;
+using ::testing::AnyOf;
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::StartsWith;
 
@@ -144,6 +146,44 @@ TEST(EpLowLatencyErrors, ExpertOutOfRangeIsNamed) {
     EXPECT_THAT(error, AllOf(StartsWith("invalidArgument: "), HasSubstr("expert id 8"),
                              HasSubstr("0 .. 7")));
   }
+}
+
+/// An expert has room for every token once. Of more, nothing is written anywhere else.
+TEST(EpLowLatencyErrors, RepeatedExpertsDoNotOverrunARow) {
+  constexpr std::int64_t kRoom = 6;  // 2 ranks x 3 tokens
+  const LowLatencyWorld world({.ranks = 2, .tokens = {3}, .topk = 2, .experts = 4});
+  const auto errors = tryRanks(
+      2, [&](int) { return lowLatencyOptions(world, 64); },
+      [&](RankContext& rank) {
+        LowLatencyDispatchRequest request;
+        request.x = rank.empty(DType::bf16, {3, 64});
+        // Expert 2, the first of rank 1, twice by every token.
+        request.topkIdx = rank.upload(DType::i64, {3, 2}, std::vector<std::int64_t>(6, 2));
+        request.maxTokens = 3;
+        request.experts = 4;
+        request.useFp8 = false;
+        request.outputs.recvX = rank.empty(DType::bf16, {2, kRoom, 64});
+        rank.uploadTo(request.outputs.recvX,
+                      std::vector<std::uint16_t>(2 * kRoom * 64, std::uint16_t{0x1234}));
+        request.order = rank.order();
+        const auto sent = rank.buffer().lowLatencyDispatch(request);
+        const std::vector<std::int32_t> counts = rank.download<std::int32_t>(sent.recvCount);
+        const auto rows = rank.download<std::uint16_t>(sent.recvX);
+        const auto untouched = std::count(rows.begin(), rows.end(), std::uint16_t{0x1234});
+        if (rank.rank() == 1) {
+          EXPECT_THAT(counts, ElementsAre(kRoom, 0));
+          EXPECT_EQ(untouched, kRoom * 64);  // the other expert's
+        } else {
+          EXPECT_THAT(counts, ElementsAre(0, 0));
+          EXPECT_EQ(untouched, 2 * kRoom * 64);
+        }
+        rank.buffer().checkHealth();
+      });
+  EXPECT_THAT(errors[1], AllOf(StartsWith("invalidArgument: "),
+                               HasSubstr("expert 2 of rank 1 is sent 12 rows, where 6 fit"),
+                               HasSubstr("topk_idx must differ")));
+  // Rank 0 may have looked before rank 1 said so.
+  EXPECT_THAT(errors[0], AnyOf("", AllOf(StartsWith("peerFailure: "), HasSubstr("expert 2"))));
 }
 
 TEST(EpLowLatencyErrors, UnequalCallsAreRefused) {

@@ -124,6 +124,11 @@ std::string describeFailure(const FailureRecord& record) {
           "rank {} has {} selections on rank {}, of another node, where {} fit: with "
           "combine_reduce = \"source\" between nodes the experts in a row of topk_idx must differ",
           record.peer, record.seen, record.rank, record.expected);
+    case WaitWhat::lowLatencyExpertRows:
+      return fmt::format(
+          "expert {} of rank {} is sent {} rows, where {} fit (ranks x "
+          "num_max_dispatch_tokens_per_rank): the experts in a row of topk_idx must differ",
+          record.peer, record.rank, record.seen, record.expected);
     case WaitWhat::overflow:
       return fmt::format(
           "rank {} would receive {} rows, more than num_worst_tokens = {}: raise num_worst_tokens "

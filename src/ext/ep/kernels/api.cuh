@@ -25,16 +25,17 @@ enum class WaitWhat : std::uint32_t {
   overflow,       ///< not a wait: more rows than numWorstTokens (expected = limit, seen = rows)
   invalidExpert,  ///< not a wait: a topk index out of range (seen = the index)
 
-  lowLatencyRoom = 32,  ///< a peer to have read what an earlier call sent it
-  lowLatencyIds,        ///< a peer's expert ids, with which it enters a dispatch
-  lowLatencyRow,        ///< a row of a peer's
-  lowLatencyWeights,    ///< a peer's weights, with which it enters a combine
-  lowLatencyPartial,    ///< a peer's partial sum
-  lowLatencyEntry,      ///< a peer to enter a combine
-  lowLatencyOutput,     ///< a row of a peer's expert, in a combine
-  lowLatencyShape,      ///< not a wait: a peer's call differs (expected, seen = hashes)
-  lowLatencyReduce,     ///< not a wait: a peer's combine is another (expected, seen = its hello)
-  lowLatencyRepeats,    ///< not a wait: more rows for a peer than fit (expected, seen = rows)
+  lowLatencyRoom = 32,   ///< a peer to have read what an earlier call sent it
+  lowLatencyIds,         ///< a peer's expert ids, with which it enters a dispatch
+  lowLatencyRow,         ///< a row of a peer's
+  lowLatencyWeights,     ///< a peer's weights, with which it enters a combine
+  lowLatencyPartial,     ///< a peer's partial sum
+  lowLatencyEntry,       ///< a peer to enter a combine
+  lowLatencyOutput,      ///< a row of a peer's expert, in a combine
+  lowLatencyShape,       ///< not a wait: a peer's call differs (expected, seen = hashes)
+  lowLatencyReduce,      ///< not a wait: a peer's combine is another (expected, seen = its hello)
+  lowLatencyRepeats,     ///< not a wait: more rows for a peer than fit (expected, seen = rows)
+  lowLatencyExpertRows,  ///< not a wait: more than fit for expert `peer` (expected, seen = rows)
 
   railCounts = 64,  ///< the token counts of a rank of another node
   railWindows,      ///< a rail to say where its node takes rows

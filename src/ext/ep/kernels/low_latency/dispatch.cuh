@@ -148,15 +148,19 @@ struct DispatchBlock {
     return {item.source, item.token, item.token < shared.tokens()[item.source]};
   }
 
-  /// The slots of one selection; a whole warp.
+  /// Rows that an expert has room for: enough when a token names it once.
+  __device__ __forceinline__ int rowsPerExpert() const { return a.group.ranks * a.area.maxTokens; }
+  /// The slots of one selection; a whole warp. What there is no room for goes nowhere, which
+  /// writeCounts() reports.
   __device__ __forceinline__ void findSlot(const IdReader<Path>& ids, int place, const Item& item,
                                            int k) const {
     const int index = item.token * a.area.topk + k;
     const std::uint32_t expert = ids.id(item.source, index);
     int slot = -1, local = 0;
     if (expert != kNoExpert && ownerOf(a, expert) == a.group.rank) {
+      const int before = ids.before(item.source, index, expert);
       local = static_cast<int>(expert) - a.group.rank * a.expertsPerRank;
-      slot = local * a.group.ranks * a.area.maxTokens + ids.before(item.source, index, expert);
+      if (before < rowsPerExpert()) slot = local * rowsPerExpert() + before;
     }
     if (laneId() != 0) return;
     shared.head().slot[place][k] = slot;
@@ -322,13 +326,21 @@ struct DispatchBlock {
   }
   __device__ __forceinline__ void writeCountsOf(int expert, int counted) const {
     const int n = a.group.ranks;
-    int begin = 0;
+    int begin = 0, lost = 0;
 #pragma unroll 1
     for (int s = 0; s < n; ++s) {
-      const int count = static_cast<int>(loadRelaxed(&shared.head().counts[counted * n + s]));
+      const int asked = static_cast<int>(loadRelaxed(&shared.head().counts[counted * n + s]));
+      const int room = rowsPerExpert() - begin, count = asked < room ? asked : room;
+      lost += asked - count;
       a.layoutRange[static_cast<std::int64_t>(expert) * n + s] =
           static_cast<std::int64_t>(begin) << 32 | count;
       begin += count;
+    }
+    if (lost > 0) {
+      reportFailure(
+          a.group.wait,
+          lowLatencyWait(WaitWhat::lowLatencyExpertRows, a.group.rank * a.expertsPerRank + expert),
+          static_cast<std::uint64_t>(rowsPerExpert()), static_cast<std::uint64_t>(begin + lost));
     }
     a.recvCount[expert] = begin;
     if (a.expertTotals) a.expertTotals[expert] += begin;
