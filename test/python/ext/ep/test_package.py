@@ -123,12 +123,23 @@ def _run(*command):
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
+def _needed(library):
+    return set(re.findall(r"NEEDED.*\[(.*?)\]", _run("readelf", "-d", library)))
+
+
 def test_it_needs_nothing_but_the_system(shared_object):
-    needed = set(re.findall(r"NEEDED.*\[(.*?)\]", _run("readelf", "-d", shared_object)))
+    needed = _needed(shared_object)
     # libstdc++ must be shared: a second, static copy crashes in a torch process.
     assert "libstdc++.so.6" in needed
     allowed = r"lib(stdc\+\+|gcc_s|m|c|pthread|dl|rt)\.so\.\d+|ld-linux-.*"
-    assert all(re.fullmatch(allowed, name) for name in needed), needed
+    brought = {p.name: p for p in (pathlib.Path(shared_object).parent / "mscclpp_ep.libs").iterdir()}
+    for library in brought.values():
+        needed |= _needed(library)
+    others = needed - brought.keys()
+    assert all(re.fullmatch(allowed, name) for name in others), others
+    # Those that come along are the ones that are loaded.
+    loaded = dict(re.findall(r"(\S+) => (\S+)", _run("ldd", shared_object)))
+    assert {name: loaded[name] for name in brought} == {n: str(p) for n, p in brought.items()}
 
 
 def test_it_shows_its_init_function_only(shared_object):
