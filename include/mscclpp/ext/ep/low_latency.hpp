@@ -40,7 +40,9 @@ using ReceiveHook = std::function<void(void* computeStream)>;
 
 struct LowLatencyDispatchRequest {
   Tensor x;                 ///< bf16 [tokens, hidden], hidden a multiple of 8 up to 131072
-  Tensor topkIdx;           ///< i64 [tokens, topk], topk up to 32; -1 = no selection
+  /// i64 [tokens, topk], topk up to 32; -1 = no selection. A row may name an expert again as long as
+  /// every expert gets ranks * maxTokens rows at most; more than that is an error of its rank's.
+  Tensor topkIdx;
   int maxTokens = 0;        ///< of any rank, up to 4096; equal on all ranks
   int experts = 0;          ///< of all ranks; rank r hosts those from r * ceil(experts / ranks) on
   bool useFp8 = true;       ///< rows arrive as e4m3 with f32 scales per 128 values

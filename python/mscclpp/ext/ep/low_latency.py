@@ -85,7 +85,9 @@ class LowLatencyCalls(Core):
 
         Arguments:
             x: `[num_tokens, hidden]` bfloat16, hidden a multiple of 8.
-            topk_idx: `[num_tokens, num_topk]` int64; -1 = no selection.
+            topk_idx: `[num_tokens, num_topk]` int64; -1 = no selection. An expert that is named more
+                than ranks * num_max_dispatch_tokens_per_rank times, which takes rows that name it
+                several times, is an error.
             num_max_dispatch_tokens_per_rank: of any rank, up to 4096.
             num_experts: of all ranks together; rank r hosts those from r * ceil(experts / ranks) on.
             cumulative_local_expert_recv_stats: `[local experts]` int32: received rows are added.
