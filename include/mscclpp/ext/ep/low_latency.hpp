@@ -39,9 +39,9 @@ class LowLatencyHandle {
 using ReceiveHook = std::function<void(void* computeStream)>;
 
 struct LowLatencyDispatchRequest {
-  Tensor x;                 ///< bf16 [tokens, hidden], hidden a multiple of 8 up to 131072
-  /// i64 [tokens, topk], topk up to 32; -1 = no selection. A row may name an expert again as long as
-  /// every expert gets ranks * maxTokens rows at most; more than that is an error of its rank's.
+  Tensor x;  ///< bf16 [tokens, hidden], hidden a multiple of 8 up to 131072
+  /// i64 [tokens, topk], topk up to 32; -1 = no selection. A row may name an expert again as long
+  /// as every expert gets ranks * maxTokens rows at most; more than that is an error of its rank's.
   Tensor topkIdx;
   int maxTokens = 0;        ///< of any rank, up to 4096; equal on all ranks
   int experts = 0;          ///< of all ranks; rank r hosts those from r * ceil(experts / ranks) on
