@@ -254,7 +254,7 @@ def boot(ready, command, limit, memory):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--time-limit", type=int, default=300, metavar="SECONDS")
+    parser.add_argument("--time-limit", type=int, default=540, metavar="SECONDS")
     parser.add_argument("--memory", type=int, default=1024, metavar="MIB", help="registered is pinned")
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND ...")
     options = parser.parse_args()
