@@ -148,8 +148,6 @@ struct DispatchBlock {
     return {item.source, item.token, item.token < shared.tokens()[item.source]};
   }
 
-  /// Rows that an expert has room for: enough when a token names it once.
-  __device__ __forceinline__ int rowsPerExpert() const { return a.group.ranks * a.area.maxTokens; }
   /// The slots of one selection; a whole warp. What there is no room for goes nowhere, which
   /// writeCounts() reports.
   __device__ __forceinline__ void findSlot(const IdReader<Path>& ids, int place, const Item& item,
@@ -160,7 +158,7 @@ struct DispatchBlock {
     if (expert != kNoExpert && ownerOf(a, expert) == a.group.rank) {
       const int before = ids.before(item.source, index, expert);
       local = static_cast<int>(expert) - a.group.rank * a.expertsPerRank;
-      if (before < rowsPerExpert()) slot = local * rowsPerExpert() + before;
+      if (before < rowsPerExpert(a)) slot = local * rowsPerExpert(a) + before;
     }
     if (laneId() != 0) return;
     shared.head().slot[place][k] = slot;
@@ -330,7 +328,7 @@ struct DispatchBlock {
 #pragma unroll 1
     for (int s = 0; s < n; ++s) {
       const int asked = static_cast<int>(loadRelaxed(&shared.head().counts[counted * n + s]));
-      const int room = rowsPerExpert() - begin, count = asked < room ? asked : room;
+      const int room = rowsPerExpert(a) - begin, count = asked < room ? asked : room;
       lost += asked - count;
       a.layoutRange[static_cast<std::int64_t>(expert) * n + s] =
           static_cast<std::int64_t>(begin) << 32 | count;
@@ -340,7 +338,7 @@ struct DispatchBlock {
       reportFailure(
           a.group.wait,
           lowLatencyWait(WaitWhat::lowLatencyExpertRows, a.group.rank * a.expertsPerRank + expert),
-          static_cast<std::uint64_t>(rowsPerExpert()), static_cast<std::uint64_t>(begin + lost));
+          static_cast<std::uint64_t>(rowsPerExpert(a)), static_cast<std::uint64_t>(begin + lost));
     }
     a.recvCount[expert] = begin;
     if (a.expertTotals) a.expertTotals[expert] += begin;

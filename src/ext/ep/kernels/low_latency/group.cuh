@@ -79,6 +79,11 @@ __device__ __forceinline__ int ownerOf(const Args& a, std::int64_t expert) {
   return static_cast<int>(static_cast<std::uint64_t>(id) * a.ownerMagic >> 32);
 }
 
+/// Rows of recv_x that an expert has: enough when a token names it once.
+__device__ __forceinline__ int rowsPerExpert(const LowLatencyDispatchArgs& a) {
+  return a.group.ranks * a.area.maxTokens;
+}
+
 /// What a kernel has to know before it may write anything. All of it is loaded at once: at this
 /// size of a call every dependent load counts.
 struct LowLatencyStart {

@@ -82,7 +82,7 @@ __device__ __forceinline__ void storeValues(char* row, int unit, int hidden, Vec
 __device__ __forceinline__ void storeScales(const LowLatencyDispatchArgs& a, int slot, int local,
                                             int unit, Vec16 v) {
   const int blocks = scaleBlocks(a.hidden);
-  const std::int64_t rows = static_cast<std::int64_t>(a.group.ranks) * a.area.maxTokens;
+  const std::int64_t rows = rowsPerExpert(a);
   const std::int64_t row = slot - local * rows;
   if (a.packedScales) {
     std::uint32_t packed = 0;
