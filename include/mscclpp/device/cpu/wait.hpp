@@ -105,6 +105,12 @@ bool waitUntil(const WaitControl& control, Predicate predicate, WaitPoint point,
   return false;
 }
 
+/// Reports something other than a wait that makes this call useless. The first report is kept.
+inline void reportFailure(const WaitControl& control, WaitPoint point, uint64_t expected,
+                          uint64_t seen, Site site = Site::current()) {
+  detail::recordFailure(control, point, {expected, seen, 0}, site);
+}
+
 /// Inside a block, so four times the limit: whoever arrives on the mbarrier may itself have to run
 /// into the limit first. Expiry is an internal error: recorded, then the launch ends.
 inline void waitParity(const WaitControl& control, Mbarrier* barrier, unsigned parity,

@@ -110,6 +110,13 @@ __device__ __forceinline__ bool waitUntil(const WaitControl& control, Predicate 
   return false;
 }
 
+/// Reports something other than a wait that makes this call useless. The first report is kept.
+__device__ __forceinline__ void reportFailure(const WaitControl& control, WaitPoint point,
+                                              uint64_t expected, uint64_t seen,
+                                              Site = Site::current()) {
+  detail::recordFailure(control.record, control.rank, point, {expected, seen, 0});
+}
+
 /// Inside a block, so four times the limit: whoever arrives on the mbarrier may itself have to run
 /// into the limit first. Expiry is an internal error: recorded, then the launch ends.
 __device__ __forceinline__ void waitParity(const WaitControl& control, Mbarrier* barrier,

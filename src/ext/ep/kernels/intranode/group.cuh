@@ -3,7 +3,6 @@
 #include <mscclpp/device/device.hpp>
 
 #include "../api.cuh"
-#include "../report.cuh"
 
 /// What all collective kernels share: addresses in the symmetric heap, the experts' hosts, and the
 /// handshakes at a kernel's start and end.

@@ -5,7 +5,6 @@
 
 #include "../api.cuh"
 #include "../low_latency_api.cuh"
-#include "../report.cuh"
 
 /// What both low-latency kernels share: addresses, epochs, who waits for whom before areas are used
 /// again, and how work is dealt out to blocks.
