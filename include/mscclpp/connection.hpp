@@ -57,6 +57,9 @@ struct EndpointOptions {
   /// Operations that may be under way per connection before canPost() says no, 2 to 65536.
   int queueDepth = 1024;
   int queuePairs = 1;  ///< verbs: queue pairs per peer, 1 to 16
+  /// cuda_ipc, and tcp with GPU memory: streams that all connections share for their copies, 1 to
+  /// 64. Take 1 where ranks share a GPU as threads: it has few hardware queues.
+  int copyStreams = 4;
 };
 
 /// Memory of this rank that connections of its endpoint may read and peers may write to. Made by

@@ -193,6 +193,9 @@ class Device : public std::enable_shared_from_this<Device> {
   /// memory must stay valid until the copy is done. Does not block, except on CUDA with host memory
   /// that is not pinned.
   virtual void copy(void* destination, const void* source, size_t bytes, Stream& stream) = 0;
+  /// Copies as copy() and waits for it: blocks. For setting up: it uses a stream that the device
+  /// has anyway, since a GPU's hardware queues keep only a few streams apart.
+  virtual void copyNow(void* destination, const void* source, size_t bytes) = 0;
   /// Sets `bytes` bytes to `value` in stream order.
   virtual void fill(void* memory, uint8_t value, size_t bytes, Stream& stream) = 0;
 

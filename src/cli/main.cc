@@ -20,9 +20,10 @@ constexpr const char* kFooter =
     "Environment variables: see `mscclpp-ep info`.";
 
 int run(int argc, char** argv) {
-  // Ranks that are threads and share a GPU need a hardware queue for each of their streams. Read by
-  // the driver when it starts; a value of the user's stays.
+  // Ranks that are threads and share a GPU need a hardware queue for each of their streams, for
+  // kernels and for copies. Read by the driver when it starts; a value of the user's stays.
   setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 0);
+  setenv("CUDA_DEVICE_MAX_COPY_CONNECTIONS", "32", 0);
 
   CLI::App app{"Expert-parallel dispatch and combine: a demonstration and a benchmark.",
                "mscclpp-ep"};

@@ -64,6 +64,18 @@ TEST_P(DeviceSuite, PinnedMemoryIsZeroedAndOneAddressServesHostAndDevice) {
   EXPECT_EQ(bytes[4095], 0x5A);  // seen by the host
 }
 
+TEST_P(DeviceSuite, CopyNowIsDoneWhenItReturns) {
+  constexpr size_t kBytes = 70000;
+  const auto memory = device_->allocateExportable(kBytes);
+  Bytes values(kBytes);
+  for (size_t i = 0; i < kBytes; ++i) values[i] = static_cast<unsigned char>(i * 7);
+  device_->copyNow(memory.get(), values.data(), kBytes);
+  std::fill(values.begin(), values.end(), static_cast<unsigned char>(0));
+  device_->copyNow(values.data(), memory.get(), kBytes);
+  for (size_t i = 0; i < kBytes; ++i) ASSERT_EQ(values[i], static_cast<unsigned char>(i * 7)) << i;
+  device_->copyNow(memory.get(), values.data(), 0);
+}
+
 TEST_P(DeviceSuite, ImpossibleAllocationsNameTheBytes) {
   const size_t bytes = size_t{1} << 50;
   expectError(ErrorCode::outOfMemory, {std::to_string(bytes)},

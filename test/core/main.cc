@@ -9,6 +9,7 @@
 int main(int argc, char** argv) {
   signal(SIGPIPE, SIG_IGN);  // a child that died is an error of the test, not the test's end
   setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 0);  // ranks that share a GPU as threads
+  setenv("CUDA_DEVICE_MAX_COPY_CONNECTIONS", "32", 0);
   int exitCode = 0;
   if (mscclpp::test::runRole(argc, argv, exitCode)) return exitCode;
   testing::InitGoogleTest(&argc, argv);

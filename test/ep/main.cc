@@ -15,6 +15,7 @@ int main(int argc, char** argv) {
   signal(SIGPIPE, SIG_IGN);
   mallopt(M_PERTURB, 0x5A);  // memory that nobody has written is never zero by luck
   setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 0);  // ranks that share a GPU as threads
+  setenv("CUDA_DEVICE_MAX_COPY_CONNECTIONS", "32", 0);
   int exitCode = 0;
   if (mscclpp::test::runRole(argc, argv, exitCode)) return exitCode;
   testing::InitGoogleTest(&argc, argv);

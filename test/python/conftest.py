@@ -18,3 +18,4 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     if config.getoption("--threads"):  # each rank has streams of its own, on one GPU
         os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
+        os.environ.setdefault("CUDA_DEVICE_MAX_COPY_CONNECTIONS", "32")

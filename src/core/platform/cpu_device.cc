@@ -87,6 +87,9 @@ class CpuDevice final : public Device {
   void* allocate(size_t bytes, Stream& stream) override;
   void release(void* memory, Stream& stream) noexcept override;
   void copy(void* destination, const void* source, size_t bytes, Stream& stream) override;
+  void copyNow(void* destination, const void* source, size_t bytes) override {
+    if (bytes > 0) std::memmove(destination, source, bytes);
+  }
   void fill(void* memory, uint8_t value, size_t bytes, Stream& stream) override;
   Stream createStream(bool highPriority, int rank) override;
   Stream borrowStream(void* native) override;

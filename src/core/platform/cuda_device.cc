@@ -78,6 +78,7 @@ class CudaDevice final : public Device {
   void* allocate(size_t bytes, Stream& stream) override;
   void release(void* memory, Stream& stream) noexcept override;
   void copy(void* destination, const void* source, size_t bytes, Stream& stream) override;
+  void copyNow(void* destination, const void* source, size_t bytes) override;
   void fill(void* memory, uint8_t value, size_t bytes, Stream& stream) override;
   Stream createStream(bool highPriority, int rank) override;
   Stream borrowStream(void* native) override;
@@ -108,7 +109,7 @@ class CudaDevice final : public Device {
 
   cudaDeviceProp properties_{};
   std::string id_;
-  cudaStream_t ownStream_ = nullptr;  ///< for zeroing memory and looking for errors
+  cudaStream_t ownStream_ = nullptr;  ///< for setting up and looking for errors
   cudaMemPool_t pool_ = nullptr;
   std::shared_ptr<CudaEventPool> events_;
 };
@@ -240,6 +241,13 @@ void CudaDevice::copy(void* destination, const void* source, size_t bytes, Strea
   }
   cudaTry(cudaMemcpyAsync(destination, source, bytes, cudaMemcpyDefault, native(stream)),
           fmt::format("cudaMemcpyAsync of {} bytes", bytes));
+}
+
+void CudaDevice::copyNow(void* destination, const void* source, size_t bytes) {
+  const CurrentDevice current(index());
+  cudaTry(cudaMemcpyAsync(destination, source, bytes, cudaMemcpyDefault, ownStream_),
+          fmt::format("cudaMemcpyAsync of {} bytes", bytes));
+  cudaTry(cudaStreamSynchronize(ownStream_), "waiting for a copy");
 }
 
 void CudaDevice::fill(void* memory, uint8_t value, size_t bytes, Stream& stream) {

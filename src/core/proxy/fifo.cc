@@ -45,10 +45,8 @@ Fifo::Fifo(const std::shared_ptr<Device>& device, int depth, uint64_t startPosit
   *wordAt(tail_, 0) = startPosition;
   const auto start = device->allocatePinned(sizeof(uint64_t));
   *wordAt(start, 0) = startPosition;
-  Stream stream = device->createStream();
-  device->copy(handle_.head, start.get(), sizeof(uint64_t), stream);
-  device->copy(handle_.tailCopy, start.get(), sizeof(uint64_t), stream);
-  stream.synchronize();
+  device->copyNow(handle_.head, start.get(), sizeof(uint64_t));
+  device->copyNow(handle_.tailCopy, start.get(), sizeof(uint64_t));
 }
 
 bool Fifo::peek(TriggerFields& fields) const noexcept {

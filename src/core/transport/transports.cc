@@ -23,6 +23,7 @@ namespace {
 constexpr int kMinQueueDepth = 2;
 constexpr int kMaxQueueDepth = 65536;
 constexpr int kMaxQueuePairs = 16;
+constexpr int kMaxCopyStreams = 64;
 
 void checkOptions(const EndpointOptions& options) {
   check(options.rank >= 0, ErrorCode::invalidArgument, "Endpoint: rank is {}: it is 0 or more",
@@ -34,6 +35,9 @@ void checkOptions(const EndpointOptions& options) {
         options.queueDepth, kMinQueueDepth, kMaxQueueDepth);
   check(options.queuePairs >= 1 && options.queuePairs <= kMaxQueuePairs, ErrorCode::invalidArgument,
         "Endpoint: queuePairs is {}: allowed is 1 to {}", options.queuePairs, kMaxQueuePairs);
+  check(options.copyStreams >= 1 && options.copyStreams <= kMaxCopyStreams,
+        ErrorCode::invalidArgument, "Endpoint: copyStreams is {}: allowed is 1 to {}",
+        options.copyStreams, kMaxCopyStreams);
 }
 
 }  // namespace

@@ -14,10 +14,10 @@
 namespace mscclpp::ep {
 namespace {
 
-/// Communication, reclaiming, and the caller's own.
+/// Communication, reclaiming, and the caller's own; between nodes, one for the proxies' copies.
 constexpr int kStreamsPerRank = 3;
 /// Changes whenever ranks of two builds could not understand each other.
-constexpr std::uint64_t kProtocolVersion = 2;
+constexpr std::uint64_t kProtocolVersion = 3;
 
 /// What every rank must have in common, compared at creation.
 struct CommonOptions {
@@ -74,7 +74,7 @@ void checkEqual(const std::vector<CommonOptions>& all) {
 }  // namespace
 
 int compareOptions(Bootstrap& bootstrap, const BufferOptions& options, std::size_t stagingBytes,
-                   const Device& device) {
+                   const Device& device, bool betweenNodes) {
   std::vector<CommonOptions> all(static_cast<std::size_t>(bootstrap.size()));
   const CommonOptions own = ownOptions(options, stagingBytes, device);
   all[static_cast<std::size_t>(bootstrap.rank())] = own;
@@ -91,7 +91,7 @@ int compareOptions(Bootstrap& bootstrap, const BufferOptions& options, std::size
   const auto threads = std::count_if(all.begin(), all.end(), [&](const CommonOptions& o) {
     return onMyDevice(o) && o.process == own.process;
   });
-  const auto streams = threads * kStreamsPerRank;
+  const auto streams = threads * (kStreamsPerRank + (betweenNodes ? 1 : 0));
   check(threads == 1 || streams <= env().cudaMaxConnections, ErrorCode::invalidState,
         "{} ranks share {} as threads and need {} streams side by side, but "
         "CUDA_DEVICE_MAX_CONNECTIONS allows {}: a stream that waits behind another rank's would "

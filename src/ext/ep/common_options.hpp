@@ -13,6 +13,6 @@ namespace mscclpp::ep {
 /// @throws Error invalidArgument with the first value that differs, and where; invalidState when
 /// ranks that share a GPU as threads need more streams than CUDA keeps apart.
 int compareOptions(Bootstrap& bootstrap, const BufferOptions& options, std::size_t stagingBytes,
-                   const Device& device);
+                   const Device& device, bool betweenNodes);
 
 }  // namespace mscclpp::ep

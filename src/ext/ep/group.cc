@@ -19,6 +19,8 @@ namespace {
 constexpr int kMostCpuBlocks = 4;
 /// Left free for proxies' copies between ranks that share a GPU.
 constexpr int kCopyMultiprocessors = 12;
+/// Of a rank that has its GPU for itself.
+constexpr int kCopyStreams = 4;
 /// Looking for a failed device costs more than a poll.
 constexpr unsigned kPollsPerErrorCheck = 1024;
 
@@ -92,12 +94,13 @@ Group::Group(std::shared_ptr<Bootstrap> bootstrap, const BufferOptions& options)
       lowLatencyPlan_{bootstrap_->size(), plan_.lowLatencyBytes},
       lowLatencyKernels_(&lowLatencyKernelsOf(options.platform)),
       id_(nextGroupId()) {
-  check(topology_.nodes() == 1 || internodeKernels_->fits(railPlan_.members, topology_.nodes() - 1),
+  check(topology_.nodes() == 1 || internodeKernels_->fits(railPlan_.members, railPlan_.rings),
         ErrorCode::invalidArgument,
         "{} nodes of up to {} ranks: the kernels between nodes keep words of every node in a "
         "multiprocessor's shared memory, which has room for some 500 nodes",
         topology_.nodes(), railPlan_.members);
-  sharers_ = compareOptions(*bootstrap_, options_, plan_.stagingBytes, *device_);
+  sharers_ =
+      compareOptions(*bootstrap_, options_, plan_.stagingBytes, *device_, topology_.nodes() > 1);
   comm_ = device_->createStream(true, rank());
   reclaim_ = device_->createStream(false, rank());
   heap_ = device_->allocateExportable(plan_.total());
@@ -158,7 +161,8 @@ void Group::mapPeers() {
                            .heap = heap_,
                            .heapBytes = plan_.total(),
                            .record = static_cast<FailureRecord*>(failure_.get()),
-                           .timeout = std::chrono::nanoseconds(limitNanoseconds(options_))});
+                           .timeout = std::chrono::nanoseconds(limitNanoseconds(options_)),
+                           .copyStreams = sharers_ > 1 ? 1 : kCopyStreams});
     rails_ = std::make_unique<Rails>(topology_, railPlan_, *ports_, device_);
   }
   bootstrap_->barrier();  // nobody writes into a heap that is not initialised

@@ -10,7 +10,9 @@ PortPeers::PortPeers(Bootstrap& bootstrap, const Topology& topology, const Optio
     : ranks_(bootstrap.size()),
       device_(options.device),
       endpoint_(Endpoint::create(topology.transport().value(), device_,
-                                 {.rank = bootstrap.rank(), .timeout = options.timeout})),
+                                 {.rank = bootstrap.rank(),
+                                  .timeout = options.timeout,
+                                  .copyStreams = options.copyStreams})),
       connections_(connectAll(bootstrap, *endpoint_,
                               [&](int peer) { return topology.link(peer) == LinkKind::port; })),
       counters_(allocateHostMemory(device_, PortWords{ranks_}.bytes())),
@@ -42,9 +44,7 @@ PortPeers::PortPeers(Bootstrap& bootstrap, const Topology& topology, const Optio
   }
   const std::size_t bytes = handles.size() * sizeof(PortChannelHandle);
   tables_ = device_->allocateExportable(bytes);  // device memory; never exported
-  Stream stream = device_->createStream(false, bootstrap.rank());
-  device_->copy(tables_.get(), handles.data(), bytes, stream);
-  stream.synchronize();
+  device_->copyNow(tables_.get(), handles.data(), bytes);
   service_->start();
 }
 

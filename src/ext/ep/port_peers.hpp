@@ -24,6 +24,7 @@ class PortPeers {
     std::size_t heapBytes = 0;
     FailureRecord* record = nullptr;  ///< fails when a connection does
     std::chrono::nanoseconds timeout{};
+    int copyStreams = 1;  ///< see EndpointOptions
   };
   /// Collective: connects to every rank of another node and starts the proxies.
   PortPeers(Bootstrap& bootstrap, const Topology& topology, const Options& options);

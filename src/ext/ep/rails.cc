@@ -88,9 +88,7 @@ Rails::Rails(const Topology& topology, const RailPlan& plan, const PortPeers& po
   const std::size_t out = append(flows.out), in = append(flows.in), rankAt = append(ranks),
                     firstAt = append(first);
   memory_ = device->allocateExportable(image.size());  // device memory; never exported
-  Stream stream = device->createStream(false, topology.rank());
-  device->copy(memory_.get(), image.data(), image.size(), stream);
-  stream.synchronize();
+  device->copyNow(memory_.get(), image.data(), image.size());
   const char* base = static_cast<const char*>(memory_.get());
   args_.channels = ports.table(PortUse::highThroughput);
   args_.words = ports.words();

@@ -41,25 +41,24 @@ NumberTable::NumberTable(const std::shared_ptr<Device>& device)
   for (uint64_t i = 0; i < kNumbers; ++i) {
     static_cast<uint16_t*>(host.get())[i] = static_cast<uint16_t>(i);
   }
-  Stream stream = device->createStream();
-  device->copy(memory_.get(), host.get(), kNumbers * sizeof(uint16_t), stream);
-  stream.synchronize();
+  device->copyNow(memory_.get(), host.get(), kNumbers * sizeof(uint16_t));
 }
 
 CudaIpcConnection::CudaIpcConnection(std::shared_ptr<Endpoint> endpoint,
+                                     std::shared_ptr<Stream> stream,
                                      std::shared_ptr<const NumberTable> numbers, int peer)
     : Connection(Transport::cudaIpc, peer),
       endpoint_(std::move(endpoint)),
       process_(endpoint_->options().rank),
       depth_(static_cast<uint64_t>(endpoint_->options().queueDepth)),
-      stream_(endpoint_->device()->createStream(true, endpoint_->options().rank)),
+      stream_(std::move(stream)),
       numbers_(std::move(numbers)),
       values_(endpoint_->device()->allocatePinned((depth_ + 1) * sizeof(uint64_t))) {}
 
 CudaIpcConnection::~CudaIpcConnection() {
   runNoThrow("closing a cuda_ipc connection", [&] {
     const DeviceScope scope(*endpoint_->device());
-    stream_.synchronize();  // the copies read memory that may go with this object
+    stream_->synchronize();  // the copies read memory that may go with this object
     for (const Step& step : steps_) {
       if (step.event != nullptr) cudaLog(cudaEventDestroy(step.event), "cudaEventDestroy");
     }
@@ -131,9 +130,17 @@ void CudaIpcConnection::doWrite(const Write& write) {
     std::memmove(destination, source, write.bytes);
     return noteDone();
   }
-  destinations_.push_back(destination);
-  sources_.push_back(source);
-  sizes_.push_back(write.bytes);
+  // The driver's work is per copy. Memories that happen to lie side by side stay apart.
+  if (!sizes_.empty() && last_.local == write.local && last_.remote == write.remote &&
+      last_.localOffset + last_.bytes == write.localOffset &&
+      last_.remoteOffset + last_.bytes == write.remoteOffset) {
+    sizes_.back() += write.bytes;
+  } else {
+    destinations_.push_back(destination);
+    sources_.push_back(source);
+    sizes_.push_back(write.bytes);
+  }
+  last_ = write;
   gatheredBytes_ += write.bytes;
   if (gatheredBytes_ < kBatchBytes) return;
   submit();
@@ -159,13 +166,13 @@ void CudaIpcConnection::copyBatch(size_t first, size_t count) {
     size_t attributesFrom = 0;
     return cudaTry(cudaMemcpyBatchAsync(destinations_.data() + first, sources_.data() + first,
                                         sizes_.data() + first, count, &attributes, &attributesFrom,
-                                        1, native(stream_)),
+                                        1, native(*stream_)),
                    "cudaMemcpyBatchAsync to a peer");
   }
 #endif
   for (size_t i = first; i < first + count; ++i) {
     cudaTry(cudaMemcpyAsync(destinations_[i], sources_[i], sizes_[i], cudaMemcpyDefault,
-                            native(stream_)),
+                            native(*stream_)),
             "cudaMemcpyAsync to a peer");
   }
 }
@@ -186,7 +193,7 @@ void CudaIpcConnection::recordEvent() {
   const bool alone = behindGathered_.empty();
   steps_.push_back(
       {Step::Kind::copies, alone ? posted() : behindGathered_.front().upTo - 1, event, nullptr, 0});
-  cudaTry(cudaEventRecord(event, native(stream_)), "cudaEventRecord");
+  cudaTry(cudaEventRecord(event, native(*stream_)), "cudaEventRecord");
   if (alone) return;
   behindGathered_.back().upTo = posted();  // later copies of the batch are complete by then
   steps_.insert(steps_.end(), behindGathered_.begin(), behindGathered_.end());
@@ -230,13 +237,13 @@ void CudaIpcConnection::doAdd(const Add& add) {
 /// first, so that the word is too small for a moment, never too large.
 void CudaIpcConnection::copySignal(char* word, uint64_t count) {
   constexpr size_t kLow = sizeof(uint16_t);
-  cudaTry(cudaMemcpyAsync(word, numbers_->find(count), kLow, cudaMemcpyDefault, native(stream_)),
+  cudaTry(cudaMemcpyAsync(word, numbers_->find(count), kLow, cudaMemcpyDefault, native(*stream_)),
           "cudaMemcpyAsync of a signal");
   if (count % NumberTable::kNumbers != 0) return;
   uint64_t* const value = static_cast<uint64_t*>(values_.get()) + posted() % (depth_ + 1);
   *value = count;
   cudaTry(cudaMemcpyAsync(word + kLow, reinterpret_cast<const char*>(value) + kLow,
-                          sizeof(count) - kLow, cudaMemcpyDefault, native(stream_)),
+                          sizeof(count) - kLow, cudaMemcpyDefault, native(*stream_)),
           "cudaMemcpyAsync of a signal's high part");
 }
 

@@ -44,14 +44,14 @@ class NumberTable {
 };
 
 /// Copies are gathered until submit() and go to the stream as one batch: a copy by itself leaves a
-/// gap of two microseconds. Many bytes do not wait for submit(), since a batch is told as a whole.
-/// What must come after them on the host (counters, signals without data) waits for the event
-/// behind the batch, so that puts with counters between them are gathered too; signals behind data
-/// go through the same stream.
+/// gap of two microseconds. A copy that goes on where the one before it ended becomes a part of it.
+/// Many bytes do not wait for submit(), since a batch is told as a whole. What must come after them
+/// on the host (counters, signals without data) waits for the event behind the batch, so that puts
+/// with counters between them are gathered too; signals behind data go through the same stream.
 class CudaIpcConnection final : public Connection {
  public:
-  CudaIpcConnection(std::shared_ptr<Endpoint> endpoint, std::shared_ptr<const NumberTable> numbers,
-                    int peer);
+  CudaIpcConnection(std::shared_ptr<Endpoint> endpoint, std::shared_ptr<Stream> stream,
+                    std::shared_ptr<const NumberTable> numbers, int peer);
   ~CudaIpcConnection() override;
 
   ConnectionCapabilities capabilities() const noexcept override {
@@ -105,12 +105,13 @@ class CudaIpcConnection final : public Connection {
   std::shared_ptr<Endpoint> endpoint_;
   PeerProcess process_;
   const uint64_t depth_;
-  Stream stream_;
+  std::shared_ptr<Stream> stream_;
   std::shared_ptr<const NumberTable> numbers_;
   std::shared_ptr<void> values_;  ///< pinned: high parts of signals, one per operation under way
   std::vector<void*> destinations_;
   std::vector<const void*> sources_;
   std::vector<size_t> sizes_;
+  Write last_{};  ///< of what is gathered
   size_t gatheredBytes_ = 0;
   std::vector<Step> behindGathered_;  ///< adds and stores; empty when nothing is gathered
   std::deque<Step> steps_;

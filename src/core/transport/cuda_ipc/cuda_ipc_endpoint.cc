@@ -2,6 +2,7 @@
 
 #include <mscclpp/errors.hpp>
 
+#include "core/transport/copy_streams.hpp"
 #include "core/transport/cuda_ipc/cuda_ipc_connection.hpp"
 #include "core/transport/transports.hpp"
 
@@ -14,6 +15,7 @@ class CudaIpcEndpoint final : public Endpoint,
  public:
   CudaIpcEndpoint(std::shared_ptr<Device> device, const EndpointOptions& options)
       : Endpoint(Transport::cudaIpc, std::move(device), options),
+        streams_(Endpoint::device(), options.rank, options.copyStreams),
         numbers_(std::make_shared<NumberTable>(Endpoint::device())) {}
 
   std::string describe() const override { return "cuda_ipc on " + device()->describe(); }
@@ -22,10 +24,11 @@ class CudaIpcEndpoint final : public Endpoint,
     return std::make_shared<IpcMemory>(std::move(memory));
   }
   std::shared_ptr<Connection> open(int peer) override {
-    return std::make_shared<CudaIpcConnection>(shared_from_this(), numbers_, peer);
+    return std::make_shared<CudaIpcConnection>(shared_from_this(), streams_.next(), numbers_, peer);
   }
 
  private:
+  CopyStreams streams_;
   std::shared_ptr<const NumberTable> numbers_;
 };
 

@@ -12,17 +12,17 @@ constexpr uint64_t kRingBytes = 8 * kPieceBytes;
 constexpr uint64_t kAlignment = 16;
 }  // namespace
 
-Staging::Staging(std::shared_ptr<Device> device, int rank)
+Staging::Staging(std::shared_ptr<Device> device, std::shared_ptr<Stream> stream)
     : device_(std::move(device)),
       ring_(device_->allocatePinned(kRingBytes)),
-      stream_(device_->createStream(true, rank)) {}
+      stream_(std::move(stream)) {}
 
 Staging::~Staging() {
   runNoThrow("tcp: waiting for copies of a connection that ends", [this] { finish(); });
 }
 
 void Staging::finish() {
-  stream_.synchronize();
+  stream_->synchronize();
 }
 
 char* Staging::reserve(uint64_t bytes) {
@@ -36,12 +36,12 @@ char* Staging::reserve(uint64_t bytes) {
 
 void Staging::copy(void* destination, const void* source, uint64_t bytes) {
   copied_ = true;
-  device_->copy(destination, source, bytes, stream_);
+  device_->copy(destination, source, bytes, *stream_);
 }
 
 Event Staging::record() {
   copied_ = false;
-  return stream_.record(false);
+  return stream_->record(false);
 }
 
 }  // namespace mscclpp::transport::tcp

@@ -8,12 +8,12 @@
 
 namespace mscclpp::transport::tcp {
 
-/// One direction of one connection: a ring of pinned memory and the stream of its copies. Room is
-/// given and taken back in the same order.
+/// One direction of one connection: a ring of pinned memory and the stream of its copies, which
+/// others may use, too. Room is given and taken back in the same order.
 class Staging {
  public:
   /// Blocks (Device::allocatePinned).
-  Staging(std::shared_ptr<Device> device, int rank);
+  Staging(std::shared_ptr<Device> device, std::shared_ptr<Stream> stream);
   /// Waits as finish().
   ~Staging();
   Staging(const Staging&) = delete;
@@ -38,7 +38,7 @@ class Staging {
  private:
   std::shared_ptr<Device> device_;
   std::shared_ptr<void> ring_;
-  Stream stream_;
+  std::shared_ptr<Stream> stream_;
   uint64_t head_ = 0;
   uint64_t tail_ = 0;
   bool copied_ = false;

@@ -15,6 +15,10 @@ TcpEndpoint::TcpEndpoint(std::shared_ptr<Device> device, const EndpointOptions& 
     : Endpoint(Transport::tcp, std::move(device), options),
       memories_(std::make_shared<MemoryTable>()),
       staging_(staging) {
+  if (TcpEndpoint::device()->platform() == Platform::cuda || staging_ == StagingUse::always) {
+    streams_ =
+        std::make_unique<CopyStreams>(TcpEndpoint::device(), options.rank, options.copyStreams);
+  }
   static_cast<void>(detail::localAddresses(options.interface));  // refuses what is not there
 }
 
@@ -42,9 +46,8 @@ std::shared_ptr<Connection> TcpEndpoint::open(int peer) {
   return std::make_shared<TcpConnection>(shared_from_this(), peer);
 }
 
-std::unique_ptr<Staging> TcpEndpoint::makeStaging() const {
-  if (device()->platform() != Platform::cuda && staging_ != StagingUse::always) return nullptr;
-  return std::make_unique<Staging>(device(), options().rank);
+std::unique_ptr<Staging> TcpEndpoint::makeStaging() {
+  return streams_ ? std::make_unique<Staging>(device(), streams_->next()) : nullptr;
 }
 
 }  // namespace tcp

@@ -5,6 +5,7 @@
 
 #include <mscclpp/connection.hpp>
 
+#include "core/transport/copy_streams.hpp"
 #include "core/transport/tcp/memory.hpp"
 #include "core/transport/tcp/staging.hpp"
 
@@ -26,11 +27,12 @@ class TcpEndpoint final : public Endpoint, public std::enable_shared_from_this<T
 
   const std::shared_ptr<MemoryTable>& memories() const noexcept { return memories_; }
   /// For one direction of a connection; null when no memory of this endpoint needs it.
-  std::unique_ptr<Staging> makeStaging() const;
+  std::unique_ptr<Staging> makeStaging();
 
  private:
   std::shared_ptr<MemoryTable> memories_;
   StagingUse staging_;
+  std::unique_ptr<CopyStreams> streams_;  ///< null when no memory is staged
 };
 
 }  // namespace mscclpp::transport::tcp
