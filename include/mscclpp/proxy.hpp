@@ -29,6 +29,8 @@ struct ProxyOptions {
   /// How long an idle thread looks without pause for new triggers before it sleeps between looks
   /// (50 us at a time). Longer costs a core, shorter costs latency after a silence.
   std::chrono::nanoseconds spin = std::chrono::milliseconds(20);
+  /// Operations to a peer of which none completes for so long are logged, once until they go on.
+  std::chrono::nanoseconds stallAfter = std::chrono::seconds(2);
   /// Limit of stop(): for draining. 0 = none.
   std::chrono::nanoseconds timeout = std::chrono::seconds(100);
 };
@@ -40,6 +42,7 @@ struct ProxyStatistics {
   uint64_t fullConnections = 0;  ///< times a trigger had to wait for its connection's queue
   uint64_t largestRun = 0;       ///< most triggers that were found at once in a FIFO
   uint64_t longestRoundNs = 0;   ///< one look at all FIFOs and connections; above 1 s it is logged
+  uint64_t stalls = 0;           ///< times that operations made no progress, see stallAfter
   std::string cores;             ///< where it may run: "3" or "0-15"
 };
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <deque>
 #include <memory>
@@ -20,6 +21,8 @@ struct FakeBehaviour {
   uint64_t failAfter = UINT64_MAX;
   /// Nothing is carried out before submit().
   bool gathers = false;
+  /// Nothing is carried out while this is true.
+  const std::atomic<bool>* held = nullptr;
   /// Every other signal goes to the word in the device's memory.
   bool deviceSignals = false;
 };
@@ -59,6 +62,7 @@ class FakeConnection final : public Connection {
     if (failed()) return false;
     inner_->progress();
     if (inner_->failed()) return giveUp(inner_->failure());
+    if (behaviour_.held != nullptr && behaviour_.held->load()) return false;
     if (waiting_.empty() || chance(2)) return false;
     // Any of the writes before the first add or signal, or that one when it is the first.
     const auto isAdd = [](const Operation& operation) { return operation.add; };

@@ -1,9 +1,13 @@
 // The fake of the conformance suite is as bad as it says.
+#include <atomic>
+#include <chrono>
 #include <set>
+#include <thread>
 
 #include <gtest/gtest.h>
 
 #include <mscclpp/errors.hpp>
+#include <mscclpp/proxy.hpp>
 
 #include "core/fake_connection.hpp"
 
@@ -85,6 +89,43 @@ TEST(FakeConnection, MovesLongWritesInParts) {
     EXPECT_EQ(std::string(pair.target(), FakePair::kBytes), std::string(FakePair::kBytes, 'x'));
   }
   EXPECT_TRUE(part);
+}
+
+/// Until `condition` holds, for a minute at most.
+template <class Condition>
+void await(Condition&& condition) {
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::minutes(1);
+  while (!condition()) {
+    ASSERT_LT(std::chrono::steady_clock::now(), deadline);
+    std::this_thread::yield();
+  }
+}
+
+TEST(ProxyStalls, OperationsWithoutProgressAreToldOncePerStall) {
+  std::atomic<bool> held = true;
+  FakePair pair({.held = &held});
+  const auto post = [&] { pair.connection().atomicAdd({pair.remote.get(), 0, 1}); };
+  ProxyService service(Device::open(Platform::cpu),
+                       {.pin = false, .stallAfter = std::chrono::milliseconds(5)});
+  service.addConnection(pair.connections[0]);
+  const auto stalls = [&] { return service.statistics().at(0).stalls; };
+  const auto rounds = [&] { return service.statistics().at(0).rounds; };
+  for (uint64_t stall = 1; stall <= 2; ++stall) {
+    held = true;
+    post();
+    service.start();
+    await([&] { return stalls() == stall; });
+    const auto later = std::chrono::steady_clock::now() + std::chrono::milliseconds(20);
+    await([&] { return std::chrono::steady_clock::now() > later; });
+    EXPECT_EQ(stalls(), stall) << "one stall is told once";
+    held = false;
+    service.stop();  // drains
+  }
+  EXPECT_EQ(*reinterpret_cast<const int64_t*>(pair.target()), 2);
+  service.start();
+  const uint64_t seen = rounds();
+  await([&] { return rounds() > seen; });
+  EXPECT_EQ(stalls(), 2U) << "nothing is under way";
 }
 
 }  // namespace

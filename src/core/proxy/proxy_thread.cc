@@ -25,6 +25,12 @@ uint64_t steadyNs() {
                                    .count());
 }
 
+const char* stallAdvice(const Connection& connection) {
+  if (!connection.capabilities().deviceMemory) return "";
+  return ": a copy on a GPU may stand behind a kernel that waits for it, in a hardware queue that "
+         "two streams share; see CUDA_DEVICE_MAX_COPY_CONNECTIONS in docs/environment.md";
+}
+
 void raise(std::atomic<uint64_t>& counter, uint64_t by = 1) {
   counter.fetch_add(by, std::memory_order_relaxed);
 }
@@ -144,6 +150,10 @@ void ProxyThread::loop() {
     for (const auto& served : lists_.connections) worked |= tend(*served);
     raise(rounds_);
     noteRound(steadyNs() - start);
+    if (start - progressCheckedNs_ > static_cast<uint64_t>(options_.stallAfter.count())) {
+      progressCheckedNs_ = start;
+      checkProgress();
+    }
     if (drainAsked != drainAnswered_) tellDrained(drainAsked, worked);
     worked ? idling.reset() : idling.pause();
   }
@@ -155,6 +165,27 @@ void ProxyThread::noteRound(uint64_t ns) {
   if (ns > kLongRoundNs) {
     log::warn("proxy of rank {}: {:.1f} s for one look at its channels", options_.rank,
               static_cast<double>(ns) * 1e-9);
+  }
+}
+
+/// What a transport does not carry out looks to the peer like a rank that sent nothing. Seldom:
+/// asking a connection what it has completed may make it ask its driver.
+void ProxyThread::checkProgress() {
+  for (const auto& served : lists_.connections) {
+    const Connection& connection = *served->connection;
+    const uint64_t completed = connection.completed(), left = connection.posted() - completed;
+    const bool stuck = left > 0 && served->leftBefore > 0 && !connection.failed() &&
+                       completed == served->completedBefore;
+    if (stuck && !std::exchange(served->stallTold, true)) {
+      raise(stalls_);
+      log::warn("proxy of rank {}: {} operations to rank {} have made no progress for {} ms ({}){}",
+                options_.rank, left, connection.peer(),
+                std::chrono::duration_cast<std::chrono::milliseconds>(options_.stallAfter).count(),
+                connection.describe(), stallAdvice(connection));
+    }
+    if (!stuck) served->stallTold = false;
+    served->completedBefore = completed;
+    served->leftBefore = left;
   }
 }
 
@@ -343,6 +374,7 @@ ProxyStatistics ProxyThread::statistics() const {
   result.fullConnections = fullConnections_.load(std::memory_order_relaxed);
   result.largestRun = largestRun_.load(std::memory_order_relaxed);
   result.longestRoundNs = longestRoundNs_.load(std::memory_order_relaxed);
+  result.stalls = stalls_.load(std::memory_order_relaxed);
   const std::lock_guard lock(mutex_);
   result.cores = cores_;
   return result;

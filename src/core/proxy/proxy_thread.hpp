@@ -72,6 +72,9 @@ class ProxyThread {
     std::deque<Flush> flushes;
     bool reported = false;
     std::vector<SignalTime> signals;  ///< seen, and not submitted yet
+    uint64_t completedBefore = 0;     ///< at the last checkProgress()
+    uint64_t leftBefore = 0;
+    bool stallTold = false;
   };
   struct Lists {
     std::vector<std::shared_ptr<Queue>> queues;
@@ -87,6 +90,7 @@ class ProxyThread {
   void post(const TriggerFields& fields, const ServedChannel& channel, Queue& queue);
   void noteSubmitted(Served& served);
   void noteRound(uint64_t ns);
+  void checkProgress();
   bool tend(Served& served);
   bool idle() const;
   std::string leftOver() const;
@@ -108,6 +112,7 @@ class ProxyThread {
   Lists lists_;  ///< the thread's copy
   uint64_t adopted_ = 0;
   uint64_t drainAnswered_ = 0;
+  uint64_t progressCheckedNs_ = 0;
   std::atomic<bool> stop_ = false;
   std::atomic<uint64_t> drainAsked_ = 0;  ///< requests so far
   uint64_t drainDone_ = 0;                ///< of them; guarded by mutex_
@@ -120,6 +125,7 @@ class ProxyThread {
   std::atomic<uint64_t> fullConnections_ = 0;
   std::atomic<uint64_t> largestRun_ = 0;
   std::atomic<uint64_t> longestRoundNs_ = 0;
+  std::atomic<uint64_t> stalls_ = 0;
 };
 
 }  // namespace mscclpp::detail
