@@ -58,6 +58,19 @@ struct PortChannelDevice {
     return push(control, {.kind = TriggerKind::atomicAdd, .remoteOffset = offset, .value = value},
                 TriggerOrder::release, site) != FifoDevice::kNowhere;
   }
+  struct Counting {
+    uint64_t offset;
+    int64_t value;
+  };
+  /// put() and then atomicAdd(). The proxy takes both in order: one release is enough.
+  __device__ bool putThenAdd(const WaitControl& control, uint64_t remoteOffset,
+                             uint64_t localOffset, uint64_t bytes, Counting add,
+                             device::Site site = device::Site::current()) {
+    return put(control, remoteOffset, localOffset, bytes, site) &&
+           push(control,
+                {.kind = TriggerKind::atomicAdd, .remoteOffset = add.offset, .value = add.value},
+                TriggerOrder::relaxed, site) != FifoDevice::kNowhere;
+  }
   /// Waits until everything that was pushed to this channel before is in the peer's memory; its
   /// sources may then be overwritten. Other channels go on meanwhile.
   __device__ bool flush(const WaitControl& control, device::Site site = device::Site::current()) {

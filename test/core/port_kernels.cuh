@@ -34,8 +34,10 @@ __device__ inline void sendMessage(PortChannelDevice& channel, const PortPingPon
              channel.signal(args.control);
       break;
     case Announce::putThenAdd:
-      done = channel.put(args.control, args.inbox, args.outbox, args.bytes) &&
-             channel.atomicAdd(args.control, args.counterOffset, 5);
+      done = round % 2 == 0 ? channel.putThenAdd(args.control, args.inbox, args.outbox, args.bytes,
+                                                 {args.counterOffset, 5})
+                            : channel.put(args.control, args.inbox, args.outbox, args.bytes) &&
+                                  channel.atomicAdd(args.control, args.counterOffset, 5);
       break;
     case Announce::putFlushSignal:
       done = channel.put(args.control, args.inbox, args.outbox, args.bytes) &&

@@ -181,9 +181,9 @@ TEST(EpNodeErrors, RingTooSmallForTheRows) {
   BufferOptions options = nodeOptions(kTwoByOne);
   options.numRdmaBytes = 65536;
   runRanks(2, options, [&](RankContext& rank) {
-    EXPECT_THAT(errorOf([&] { dispatch(rank, world, {.hidden = 4096}); }),
+    EXPECT_THAT(errorOf([&] { dispatch(rank, world, {.hidden = 8192}); }),
                 AllOf(StartsWith("invalidArgument: "), HasSubstr("num_rdma_bytes = ")));
-    const DispatchCase call{.hidden = 16};
+    const DispatchCase call{.hidden = 4096};                  // a ring of one row
     const DispatchResult sent = dispatch(rank, world, call);  // still in step
     expectDispatch(rank, world, call, sent);
     EXPECT_THAT(errorOf([&] { combine(rank, world, {.hidden = 4096}, sent.handle); }),

@@ -16,16 +16,18 @@ DispatchSlot dispatchSlot(const RecvLayout& row, int members) {
   return {static_cast<std::uint32_t>(members), row.rowBytes, row.scaleBytes, row.topk};
 }
 
-void checkRing(const Group& group, std::size_t slotBytes, const char* call) {
+/// A flow has so many rings, of `ringBytes`.
+void checkRing(const Group& group, std::size_t slotBytes, std::uint64_t ringBytes, int rings,
+               const char* call) {
   const RailPlan& plan = group.railPlan();
-  check(plan.ringBytes >= slotBytes, ErrorCode::invalidArgument,
+  check(ringBytes >= slotBytes, ErrorCode::invalidArgument,
         "{}: a ring between nodes has {} bytes, and a row of {} bytes must fit: pass "
         "num_rdma_bytes "
-        "= {} or more ({} areas, {} flows, {} lanes){}",
-        call, plan.ringBytes, slotBytes,
+        "= {} or more ({} areas, {} flows, rings of a flow: {}){}",
+        call, ringBytes, slotBytes,
         slotBytes * kRailAreas * static_cast<std::uint64_t>(plan.rings) *
-            static_cast<std::uint64_t>(plan.lanes),
-        kRailAreas, plan.rings, plan.lanes,
+            static_cast<std::uint64_t>(rings),
+        kRailAreas, plan.rings, rings,
         group.options().lowLatencyMode
             ? ". In low_latency_mode the rings have a quarter of num_nvl_bytes: raise that instead"
             : "");
@@ -70,12 +72,14 @@ void combineBetweenNodes(Group& group, const CombineArgs& args, const HandleStat
 
 void checkDispatchRing(const Group& group, const RecvLayout& row) {
   if (group.topology().nodes() == 1) return;
-  checkRing(group, dispatchSlot(row, group.railPlan().members).bytes(), "dispatch");
+  const RailPlan& plan = group.railPlan();
+  checkRing(group, dispatchSlot(row, plan.members).bytes(), plan.flowRingBytes(), 1, "dispatch");
 }
 
 void checkCombineRing(const Group& group, std::uint32_t rowBytes, std::int64_t topk) {
   if (group.topology().nodes() == 1) return;
-  checkRing(group, sumSlot(rowBytes, topk).bytes(), "combine");
+  const RailPlan& plan = group.railPlan();
+  checkRing(group, sumSlot(rowBytes, topk).bytes(), plan.ringBytes, plan.lanes, "combine");
 }
 
 }  // namespace mscclpp::ep

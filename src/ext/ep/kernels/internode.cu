@@ -20,7 +20,7 @@ LaunchShape shapeOf(int blocks, int threads, std::size_t shared) {
 }
 
 void launchRailDispatch(RailDispatchArgs args, int blocks, void* stream) {
-  const PipeLayout pipes = RailDispatchView{args.rails.plan.members}.pipes();
+  const PipeLayout pipes = RailDispatchView{args.rails.plan.members, args.rails.ins}.pipes();
   args.partBytes = pipes.part(args.dispatch.rowBytes);
   launch<railDispatchKernel, kRailDispatchThreads>(
       shapeOf(blocks, kRailDispatchThreads, pipes.total(args.partBytes)),
@@ -38,7 +38,8 @@ void launchRailCombine(RailCombineArgs args, int blocks, void* stream) {
       static_cast<NativeStream>(stream), args);
 }
 bool railsFit(int members, int flows) {
-  return RailDispatchView{members}.pipes().fits() && RailCombineView{members, flows}.pipes().fits();
+  return RailDispatchView{members, flows}.pipes().fits() &&
+         RailCombineView{members, flows}.pipes().fits();
 }
 void prepareRails() {
   prepare<railDispatchKernel, kRailDispatchThreads, RailDispatchArgs>(kSharedBytes);

@@ -8,9 +8,10 @@
 
 /// What high-throughput calls between nodes keep in the symmetric heap, for host and kernels.
 ///
-/// A rank reaches every other node by one of its ranks, its "rail" there. The pair is a flow; a
-/// flow has lanes, which share out the tokens and never wait for each other; a lane has a ring of
-/// slots at either end. docs/internode.md explains it all.
+/// A rank reaches every other node by one of its ranks, its "rail" there. The pair is a flow. In a
+/// dispatch a flow has one ring of slots at either end, which all warps fill and empty together. In
+/// a combine it has lanes, which share out the tokens and never wait for each other; a lane has a
+/// ring of its own, a part of the flow's. docs/internode.md explains it all.
 namespace mscclpp::ep {
 
 /// Tokens that go to a lane together; lanes take turns.
@@ -40,14 +41,45 @@ struct LaneTokens {
 enum class RailArea : int { dispatchSend, dispatchReceive, combineSend, combineReceive };
 inline constexpr int kRailAreas = 4;
 
-/// How far a lane's ring is, in slots since the Buffer was made: what arrived and what went are
-/// compared with it, so that no counter is ever reset. Only this rank's kernels touch it.
+// How far rings are, in slots since the Buffer was made: what arrived and what went are compared
+// with it, so that no counter is ever reset. Only this rank's kernels touch it. A launch begins
+// with empty rings, at slot 0.
+
+/// A lane's sending end.
 struct RailProgress {
   std::uint64_t slots;   ///< that went through
-  std::uint64_t index;   ///< of them in this launch: it begins with an empty ring, at slot 0
-  std::uint64_t cursor;  ///< combine: next token, as an index into the lane's
+  std::uint64_t index;   ///< of them in this launch
+  std::uint64_t cursor;  ///< next token, as an index into the lane's
   std::uint64_t closed;  ///< launches that are finished
 };
+
+/// A lane's receiving end, where warps take turns of kLaneTokens tokens. All but `slots` are 0 when
+/// a launch begins.
+struct alignas(kLineBytes) HomeProgress {
+  static constexpr int kRuns = 4;  ///< a run is half a ring, or a slot
+  std::uint64_t slots;             ///< that went through in earlier launches
+  std::uint64_t next;              ///< turns that know their slots, and slots that these have
+  std::uint64_t total;             ///< as below
+  std::uint32_t done[kRuns];       ///< as below
+};
+
+/// Runs of slots that a ring of a dispatch has at most: a run is put, or given back, as a whole.
+inline constexpr int kRailRuns = 256;
+
+/// An end of a dispatch's ring, which many warps fill or empty. All but `slots` and `closed` are 0
+/// when a launch begins.
+struct alignas(kLineBytes) RunProgress {
+  std::uint64_t slots;   ///< that went through in earlier launches
+  std::uint64_t next;    ///< sending: the first slot that no warp has taken; see RailSender
+  std::uint64_t total;   ///< slots of this launch with the end mark; 0: not known yet
+  std::uint64_t closed;  ///< receiving: the last launch whose end mark was seen
+  std::uint32_t turns;   ///< sending: groups of tokens that warps have taken
+  std::uint32_t done[kRailRuns];  ///< slots of a run that are finished; see RunMarks
+};
+
+/// RunProgress::next and HomeProgress::next count two things in one word: this many bits have
+/// slots.
+inline constexpr int kSlotBits = 40;
 
 /// Words that only this rank's own kernels touch.
 struct alignas(kLineBytes) RailWords {
@@ -55,7 +87,7 @@ struct alignas(kLineBytes) RailWords {
   std::uint64_t combines;
   std::uint32_t warpsDone;  ///< of the launch
   std::uint32_t ownTurns;   ///< of a dispatch: groups of own tokens that warps have taken
-  std::uint32_t homeLanes;  ///< of a combine: lanes that warps have taken
+  std::uint32_t homeTurns;  ///< of a combine: groups of own tokens that warps have taken
 };
 
 /// What a rank of a rail's node takes in this launch of a dispatch: the rail tells its sources.
@@ -110,19 +142,31 @@ struct RailPlan {
   int maxExpertsPerRank = 0;
   std::uint64_t ringBytes = 0;  ///< of a lane's ring, a multiple of kLineBytes
 
-  constexpr std::size_t laneAt(RailArea area, int ring, int lane) const {
-    return (static_cast<std::size_t>(area) * static_cast<std::size_t>(rings) +
-            static_cast<std::size_t>(ring)) *
-               static_cast<std::size_t>(lanes) +
+  constexpr std::size_t laneIn(int ring, int lane) const {
+    return static_cast<std::size_t>(ring) * static_cast<std::size_t>(lanes) +
            static_cast<std::size_t>(lane);
   }
+  constexpr std::size_t laneAt(RailArea area, int ring, int lane) const {
+    return static_cast<std::size_t>(area) * laneIn(rings, 0) + laneIn(ring, lane);
+  }
   constexpr std::size_t words() const { return 0; }
-  constexpr std::size_t progress(RailArea area, int ring, int lane) const {
-    return sizeof(RailWords) + laneAt(area, ring, lane) * sizeof(RailProgress);
+  /// RunProgress of a dispatch's ring.
+  constexpr std::size_t runProgress(RailArea area, int ring) const {
+    return sizeof(RailWords) + (static_cast<std::size_t>(area) * static_cast<std::size_t>(rings) +
+                                static_cast<std::size_t>(ring)) *
+                                   sizeof(RunProgress);
+  }
+  /// HomeProgress of a lane of a combine.
+  constexpr std::size_t homeProgress(int ring, int lane) const {
+    return runProgress(RailArea::combineSend, 0) + laneIn(ring, lane) * sizeof(HomeProgress);
+  }
+  /// RailProgress of a lane of a combine.
+  constexpr std::size_t progress(int ring, int lane) const {
+    return homeProgress(rings, 0) + laneIn(ring, lane) * sizeof(RailProgress);
   }
   /// RailWindow [members]: what the rail of out-flow `ring` has put here.
   constexpr std::size_t windows(int ring) const {
-    return alignUp(progress(static_cast<RailArea>(kRailAreas), 0, 0), kLineBytes) +
+    return alignUp(progress(rings, 0), kLineBytes) +
            static_cast<std::size_t>(ring) * windowsBytes();
   }
   constexpr std::size_t windowsBytes() const {
@@ -153,6 +197,10 @@ struct RailPlan {
                    kTensorAlign) +
            laneAt(area, ring, lane) * ringBytes;
   }
+  /// Of a dispatch's ring, which begins at that of lane 0.
+  constexpr std::uint64_t flowRingBytes() const {
+    return ringBytes * static_cast<std::uint64_t>(lanes);
+  }
   /// Everything before the rings: starts as zeros.
   constexpr std::size_t head() const { return ring(RailArea::dispatchSend, 0, 0); }
   constexpr std::size_t total() const {
@@ -173,13 +221,12 @@ struct RailCounters {
 
   static constexpr int counts() { return 0; }   ///< notifies
   static constexpr int windows() { return 1; }  ///< dispatch launches
-  constexpr int lane(int kind, int lane) const { return 2 + kind * lanes + lane; }
-  /// Slots that came in a lane, and slots that the other end has emptied.
-  constexpr int dispatchTail(int at) const { return lane(0, at); }
-  constexpr int dispatchCredit(int at) const { return lane(1, at); }
-  constexpr int combineTail(int at) const { return lane(2, at); }
-  constexpr int combineCredit(int at) const { return lane(3, at); }
-  constexpr int words() const { return lane(4, 0); }
+  /// Slots that came, and slots that the other end has emptied: of a dispatch, of a combine's lane.
+  static constexpr int dispatchTail() { return 2; }
+  static constexpr int dispatchCredit() { return 3; }
+  constexpr int combineTail(int lane) const { return 4 + lane; }
+  constexpr int combineCredit(int lane) const { return 4 + lanes + lane; }
+  constexpr int words() const { return combineCredit(lanes); }
 };
 
 }  // namespace mscclpp::ep

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "combine_sums.cuh"
+#include "run_ring.cuh"
 
 /// combine between nodes: warps that send sums to other nodes, and warps that add up this rank's
 /// own tokens: biases, the own node's rows, the other nodes' sums in ascending order, all in fp32.
@@ -18,8 +19,8 @@ struct RailCombineView {
     std::uint64_t first;   ///< slots, ever, before this launch
     std::uint64_t before;  ///< before the tokens in hand
     std::uint64_t came;    ///< that were seen to have come
-    std::uint32_t here;    ///< which of the 32 tokens in hand have a slot
-    std::uint32_t owed;    ///< emptied and not told yet
+    std::uint32_t here;    ///< which of the tokens in hand have a slot
+    std::uint32_t done;    ///< of their slots, those that are emptied
   };
   constexpr std::size_t sourcesAt() const { return alignUp(sizeof(RailShared), 128); }
   constexpr std::size_t flowsAt() const {
@@ -41,19 +42,23 @@ struct RailCombineView {
   }
 };
 
-/// Adds up a lane's tokens, as many at a time as have got their slots.
-struct HomeLane {
+/// Adds up kLaneTokens tokens of a lane, a turn, as they get their slots. Turns are taken in order
+/// and worked on side by side: each learns from the one before where its slots begin.
+struct HomeTurn {
   const RailCombineArgs& a;
   const NodeSource* sources;
   RowPipe& pipe;
   RailCombineView::Flow* flows;  ///< [outs], this warp's
   std::uint32_t epoch;
   int lane;
+  std::uint64_t turn;  ///< of the lane, in this launch
+  std::int64_t firstToken;
+  bool isLast;  ///< of the lane
 
   __device__ const GroupArgs& group() const { return a.combine.group; }
   __device__ std::uint64_t slots() const { return a.rails.plan.ringBytes / a.slot.bytes(); }
-  __device__ RailProgress& progressOf(int flow) const {
-    return railProgress(group(), a.rails, RailArea::combineReceive, flow, lane);
+  __device__ HomeProgress& progressOf(int flow) const {
+    return *railMemory<HomeProgress>(group(), a.rails.plan.homeProgress(flow, lane));
   }
   __device__ std::int32_t positionAt(std::int64_t token, int r) const {
     return a.combine.position[static_cast<std::size_t>(token) * group().ranks + r];
@@ -170,30 +175,77 @@ struct HomeLane {
     }
   }
 
-  /// Finds out which of 32 tokens have a slot in which flow.
-  __device__ void lookUp(std::int64_t token, bool valid) const {
+  /// Finds out which of the tokens in hand have a slot in which flow, and which slots these are.
+  /// False: a turn before did not come so far.
+  __device__ bool lookUp(std::int64_t token, bool valid) const {
     for (int f = 0; f < a.rails.outs; ++f) {
       const std::uint32_t here = ballot(valid && isIn(token, a.rails.out[f].node));
-      if (laneId() == 0) {
-        flows[f].before += static_cast<unsigned>(popCount(flows[f].here));
-        flows[f].here = here;
-      }
+      if (laneId() == 0) flows[f] = {.first = 0, .before = 0, .came = 0, .here = here, .done = 0};
     }
     syncWarp();
-  }
-  /// Gives the slots of tokens in hand back, half a ring at a time unless it is the end.
-  __device__ void giveBack(std::uint32_t done, bool all) const {
+    bool good = true;
     for (int f = static_cast<int>(laneId()); f < a.rails.outs; f += 32) {
-      flows[f].owed += static_cast<unsigned>(popCount(flows[f].here & done));
-      if (flows[f].owed == 0 || (!all && flows[f].owed < slots() / 2)) continue;
-      addRailWord(group(), a.rails, a.rails.out[f].peer, railCounters(a.rails).combineCredit(lane),
-                  flows[f].owed);
-      flows[f].owed = 0;
+      HomeProgress& progress = progressOf(f);
+      std::uint64_t before = 0;
+      const auto known = [&] {
+        before = loadLocalAcquire(&progress.next);
+        return before >> kSlotBits == turn;
+      };
+      good = good && waitUntil(group().wait, known, waitPoint(WaitWhat::pipeline, group().rank),
+                               &progress.next);
+      const auto mine = static_cast<unsigned>(popCount(flows[f].here));
+      storeLocalRelease(&progress.next, before + (std::uint64_t{1} << kSlotBits) + mine);
+      flows[f].first = progress.slots;
+      flows[f].before = progress.slots + (before & ((std::uint64_t{1} << kSlotBits) - 1));
+    }
+    good = all(good);
+    syncWarp();
+    return good;
+  }
+  /// Runs are half a ring, so that the other half can be filled meanwhile.
+  __device__ RunMarks marksOf(int flow) const {
+    HomeProgress& progress = progressOf(flow);
+    return {progress.done, &progress.total, slots() < 2 ? 1 : slots() / 2, HomeProgress::kRuns};
+  }
+  __device__ auto giveBackTo(int flow) const {
+    return [flow, this](std::uint64_t begin, std::uint64_t end) {
+      addRailWord(group(), a.rails, a.rails.out[flow].peer,
+                  railCounters(a.rails).combineCredit(lane), end - begin);
+    };
+  }
+  /// Gives back the slots of the tokens in `done`.
+  __device__ void giveBack(std::uint32_t done) const {
+    for (int f = static_cast<int>(laneId()); f < a.rails.outs; f += 32) {
+      RailCombineView::Flow& known = flows[f];
+      const auto n = static_cast<unsigned>(popCount(known.here & done));
+      marksOf(f).finish(known.before - known.first + known.done, n, giveBackTo(f));
+      known.done += n;
     }
   }
-  /// The 32 tokens in hand, of which `left` exist. False: something did not come.
-  __device__ bool addTokens(std::int64_t token, std::uint32_t left) const {
-    while (left != 0) {
+  /// The lane has no more turns. Its slots have all come then: RunMarks counts those of a ring
+  /// only. False: they did not.
+  __device__ bool closeLane() const {
+    bool good = true;
+    for (int f = static_cast<int>(laneId()); f < a.rails.outs; f += 32) {
+      const RailCombineView::Flow& known = flows[f];
+      const std::uint64_t total =
+          known.before - known.first + static_cast<unsigned>(popCount(known.here));
+      if (total == 0) continue;
+      const bool came = awaitRailWord(group(), tailOf(f), a.rails.out[f].peer, known.first + total,
+                                      WaitWhat::railSums) != 0;
+      if (came) marksOf(f).close(total, giveBackTo(f));
+      good = good && came;
+    }
+    return all(good);
+  }
+  /// False: something did not come.
+  __device__ bool run() const {
+    const CombineArgs& c = a.combine;
+    const std::int64_t token = firstToken + laneId(),
+                       end = c.tokens < c.tokenEnd ? c.tokens : c.tokenEnd;
+    const bool valid = static_cast<int>(laneId()) < kLaneTokens && token < end;
+    if (!lookUp(token, valid)) return false;
+    for (std::uint32_t left = ballot(valid); left != 0;) {
       const std::uint32_t ready = awaitReady(left);
       if (ready == 0) return false;
       const int job = popCount(ready & lanesBelow());
@@ -201,39 +253,60 @@ struct HomeLane {
       if (any(taken && !begin(job, token))) return false;
       const std::uint32_t done = ballot(taken);
       syncWarp();
-      if (a.combine.outWeights) addWeights(popCount(done));
+      if (c.outWeights) addWeights(popCount(done));
       pipe.run(popCount(done));
-      giveBack(done, false);
       left &= ~done;
+      giveBack(done);
     }
-    return true;
-  }
-  __device__ void run() const {
-    const CombineArgs& c = a.combine;
-    const LaneTokens tokens{lane, a.rails.plan.lanes};
-    const std::int64_t end = c.tokens < c.tokenEnd ? c.tokens : c.tokenEnd;
-    syncWarp();  // a lane before this one may have ended in the middle
-    for (int f = static_cast<int>(laneId()); f < a.rails.outs; f += 32) {
-      const std::uint64_t slots = progressOf(f).slots;
-      flows[f] = {.first = slots, .before = slots, .came = 0, .here = 0, .owed = 0};
-    }
-    syncWarp();
-    for (std::int64_t i = tokens.firstFrom(c.tokenBegin); tokens.at(i) < end; i += 32) {
-      const std::int64_t mine = tokens.at(i + laneId());
-      const bool valid = mine >= c.tokenBegin && mine < end;
-      lookUp(mine, valid);
-      if (!addTokens(mine, ballot(valid))) {
-        if (laneId() == 0) giveUp(group());
-        return;
-      }
-      syncWarp();  // `here` is rewritten
-    }
-    giveBack(0, true);
-    for (int f = static_cast<int>(laneId()); f < a.rails.outs; f += 32) {
-      progressOf(f).slots = flows[f].before + static_cast<unsigned>(popCount(flows[f].here));
-    }
+    const bool good = !isLast || closeLane();
+    syncWarp();  // `flows` is rewritten by the next turn
+    return good;
   }
 };
+
+/// Takes turns of own tokens until there are none.
+__device__ inline void addOwnTokens(const RailCombineArgs& a, const RailCombineView& v,
+                                    RowPipe& pipe, std::uint32_t epoch) {
+  const CombineArgs& c = a.combine;
+  auto* const taken = &railMemory<RailWords>(c.group, a.rails.plan.words())->homeTurns;
+  const std::int64_t end = c.tokens < c.tokenEnd ? c.tokens : c.tokenEnd;
+  const std::int64_t first = c.tokenBegin / kLaneTokens,
+                     turns = (end + kLaneTokens - 1) / kLaneTokens;
+  const int lanes = a.rails.plan.lanes;
+  while (true) {
+    std::uint32_t number = 0;
+    if (laneId() == 0) number = fetchAddLocalRelaxed(taken, 1u);
+    number = shuffle(number, 0);
+    const std::int64_t turn = first + number;
+    if (turn >= turns) return;
+    const HomeTurn home{a,
+                        v.sources(),
+                        pipe,
+                        v.flows(static_cast<int>(warpId())),
+                        epoch,
+                        static_cast<int>(turn % lanes),
+                        number / static_cast<unsigned>(lanes),
+                        turn * kLaneTokens,
+                        turn + lanes >= turns};
+    if (home.run()) continue;
+    if (laneId() == 0) giveUp(c.group);
+    return;
+  }
+}
+
+/// What a finished launch leaves; as closeRings().
+__device__ inline void closeLanes(const GroupArgs& g, const RailArgs& rails) {
+  const int lanes = rails.plan.lanes;
+  for (int i = static_cast<int>(threadIndex()); i < rails.outs * lanes;
+       i += static_cast<int>(blockSize())) {
+    HomeProgress& progress =
+        *railMemory<HomeProgress>(g, rails.plan.homeProgress(i / lanes, i % lanes));
+    progress.slots += progress.total;
+    progress.next = 0;
+    progress.total = 0;
+    for (std::uint32_t& done : progress.done) done = 0;
+  }
+}
 
 __device__ inline void publishOutput(const CombineArgs& c, int peer, std::uint32_t epoch) {
   EntryPacket packet{};
@@ -244,7 +317,7 @@ __device__ inline void publishOutput(const CombineArgs& c, int peer, std::uint32
 }
 
 /// One warp per grid looks at the words. Of the others some send sums first; all of them then take
-/// lanes of own tokens, one after the other.
+/// turns of own tokens.
 __device__ inline void railCombineRoles(const RailCombineArgs& a, const RailCombineView& v,
                                         std::uint32_t epoch, std::uint64_t launch) {
   const GroupArgs& g = a.combine.group;
@@ -263,14 +336,7 @@ __device__ inline void railCombineRoles(const RailCombineArgs& a, const RailComb
     const RailItems items{rails.ins, lanes, warp * grid + block, kSumWarps * grid};
     SumSender{a, v.sources(), pipe, epoch, launch, items}.run();
   }
-  auto* const taken = &railMemory<RailWords>(g, rails.plan.words())->homeLanes;
-  while (true) {
-    std::uint32_t lane = 0;
-    if (laneId() == 0) lane = fetchAddLocalRelaxed(taken, 1u);
-    lane = shuffle(lane, 0);
-    if (lane >= static_cast<std::uint32_t>(lanes)) break;
-    HomeLane{a, v.sources(), pipe, v.flows(warp), epoch, static_cast<int>(lane)}.run();
-  }
+  addOwnTokens(a, v, pipe, epoch);
   if (laneId() == 0) RowPipe::drain();
   leaveRole(g, rails);
 }
@@ -293,10 +359,12 @@ __device__ inline void railCombineKernel(const RailCombineArgs& a) {
   syncBlock();
   if (!turn.broken) railCombineRoles(a, v, turn.epoch, launch);
   leaveGroup(g, turn, WaitWhat::combineDone, shared.lastBlock);
-  if (thread != 0 || shared.lastBlock == 0) return;
+  if (shared.lastBlock == 0) return;
+  closeLanes(g, a.rails);
+  if (thread != 0) return;
   words->combines = launch;
   words->warpsDone = 0;
-  words->homeLanes = 0;
+  words->homeTurns = 0;
 }
 
 }  // namespace mscclpp::ep::MSCCLPP_PLATFORM_NS

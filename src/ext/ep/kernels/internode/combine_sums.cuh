@@ -7,6 +7,67 @@
 /// ascending order, and one row goes home.
 namespace mscclpp::ep::MSCCLPP_PLATFORM_NS {
 
+/// Slots that go together: enough bytes to make a proxy's work of a put small beside its copy, and
+/// at most half a ring, so that one half is filled while the other is under way.
+__device__ __forceinline__ std::uint64_t slotsPerPut(std::uint64_t slotBytes, std::uint64_t slots) {
+#if MSCCLPP_PLATFORM_CUDA
+  constexpr std::uint64_t kPutBytes = 384 << 10;
+#else
+  constexpr std::uint64_t kPutBytes = 1 << 10;
+#endif
+  const std::uint64_t most = slots / 2, enough = kPutBytes / slotBytes;
+  const std::uint64_t n = enough < most ? enough : most;
+  return n > 0 ? n : 1;
+}
+
+/// The sending end of a lane, used by one warp; its members are the same on all lanes. Slots are
+/// filled in the ring of the own heap and put in runs to the same places of the peer's ring.
+struct SendRing {
+  const GroupArgs& g;
+  const RailArgs& rails;
+  int peer;
+  std::uint64_t near, far;  ///< offsets of the rings in the heaps
+  int tail;                 ///< word at the peer
+  std::uint64_t slotBytes, slots;
+  std::uint64_t base;     ///< slots before this launch
+  std::uint64_t filled;   ///< of this launch
+  std::uint64_t sent;     ///< of them
+  std::uint64_t emptied;  ///< of them, as far as known
+  std::uint64_t chunk;    ///< slots per put
+
+  /// Free slots that lie together, up to `most` and half a ring per put; there is one at least.
+  __device__ int open(int most) const {
+    const std::uint64_t free = slots - (filled - emptied), straight = slots - filled % slots;
+    const std::uint64_t waiting = filled - sent, half = slots / 2;
+    const std::uint64_t run = half > waiting ? half - waiting : 1;
+    std::uint64_t n = free < straight ? free : straight;
+    if (n > run) n = run;
+    return n < static_cast<std::uint64_t>(most) ? static_cast<int>(n) : most;
+  }
+  /// The i-th of the slots that are open.
+  __device__ char* slot(int i) const {
+    return g.heaps[g.rank] + near + (filled + static_cast<std::uint64_t>(i)) % slots * slotBytes;
+  }
+  /// The first `n` of them are full.
+  __device__ void close(int n) {
+    filled += static_cast<std::uint64_t>(n);
+    if (filled % slots == 0) flush();
+  }
+  /// Puts what was filled.
+  __device__ void flush() {
+    if (sent == filled) return;
+    syncWarp();  // lane 0 sends what all lanes have written
+    if (laneId() == 0) {
+      bulkWait<0>();  // and what its own bulk stores write
+      const std::uint64_t at = sent % slots * slotBytes, n = filled - sent;
+      PortChannelDevice(rails.channels[peer])
+          .putThenAdd(g.wait, far + at, near + at, n * slotBytes,
+                      railAdd(g, rails, tail, static_cast<std::int64_t>(n)));
+    }
+    sent = filled;
+  }
+};
+
 /// A warp that serves flows in turn: none of them can hold up another. Lane 0 moves an item on;
 /// nextItem() synchronises the warp.
 struct SumSender {
@@ -22,7 +83,7 @@ struct SumSender {
   __device__ const GroupArgs& group() const { return a.combine.group; }
   __device__ std::uint64_t slots() const { return a.rails.plan.ringBytes / a.slot.bytes(); }
   __device__ RailProgress& progressOf(int flow, int lane) const {
-    return railProgress(group(), a.rails, RailArea::combineSend, flow, lane);
+    return *railMemory<RailProgress>(group(), a.rails.plan.progress(flow, lane));
   }
   __device__ std::uint64_t chunk() const { return slotsPerPut(a.slot.bytes(), slots()); }
   /// Ready: there is room for a put; for the first slot of a launch, in an empty ring.
@@ -87,9 +148,7 @@ struct SumSender {
             .peer = to.peer,
             .near = railOffset(group(), plan.ring(RailArea::combineSend, flow, lane)),
             .far = railOffset(group(), plan.ring(RailArea::combineReceive, to.ring, lane)),
-            .credit = seenWord(group(), a.rails, to.peer, counters.combineCredit(lane)),
             .tail = counters.combineTail(lane),
-            .room = WaitWhat::railSumRoom,
             .slotBytes = a.slot.bytes(),
             .slots = slots(),
             .base = base,
@@ -129,7 +188,7 @@ struct SumSender {
       }
       i += left != 0 ? findFirstSet(left) - 1 : 32;
     }
-    ring.flush(ring.slotBytes);
+    ring.flush();
     const bool ended = tokens.at(i) >= end;
     syncWarp();  // every lane has read `progress`
     if (laneId() == 0) {

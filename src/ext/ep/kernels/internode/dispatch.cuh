@@ -3,130 +3,76 @@
 #include "../intranode/dispatch.cuh"
 #include "dispatch_send.cuh"
 
-/// dispatch between nodes: sending warps and forwarding warps. A forwarder never waits for one flow
-/// alone, so that every sender's slots come free; a sender may.
+/// dispatch between nodes: every warp sends, forwards and writes rows of the own node.
 namespace mscclpp::ep::MSCCLPP_PLATFORM_NS {
 
-inline constexpr int kDispatchWarps = kSendWarps + kForwardWarps;
-
-/// A block's shared memory: RailShared, targets [members of the own node], then what rows are moved
-/// with.
+/// A block's shared memory: RailShared, targets [members of the own node], where its warps are in
+/// every flow, then what rows are moved with.
 struct RailDispatchView {
-  int members;
+  int members, ins;
 
   constexpr std::size_t targetsAt() const { return alignUp(sizeof(RailShared), 128); }
   constexpr std::size_t targetsBytes() const {
     return static_cast<std::size_t>(members) * sizeof(RecvTarget);
   }
-  constexpr PipeLayout pipes() const { return {targetsAt() + targetsBytes(), kDispatchWarps, 1}; }
+  constexpr std::size_t placesAt() const { return alignUp(targetsAt() + targetsBytes(), 128); }
+  constexpr std::size_t placesBytes() const { return static_cast<std::size_t>(ins) * 8; }
+  constexpr PipeLayout pipes() const {
+    return {placesAt() + kDispatchWarps * placesBytes(), kDispatchWarps, 1};
+  }
   __device__ RecvTarget* targets() const {
     return reinterpret_cast<RecvTarget*>(sharedBytes(targetsAt(), targetsBytes()));
   }
+  __device__ std::uint64_t* places(int warp) const {
+    return reinterpret_cast<std::uint64_t*>(
+        sharedBytes(placesAt() + static_cast<std::size_t>(warp) * placesBytes(), placesBytes()));
+  }
 };
 
-/// Writes tokens of other nodes' ranks into their final rows in this node. Lane 0 moves an item on;
-/// nextItem() synchronises the warp.
-struct RailForwarder {
+/// A warp's work, in this order: rows that came, so that peers get room; tokens for other nodes;
+/// tokens for the own one. It waits for no flow alone: every sender's slots come free.
+struct RailWorker {
   const RailDispatchArgs& a;
-  const RecvTarget* targets;  ///< [members]
-  RowPipe& pipe;
+  RailForwarder& forwarder;
+  RailSender& sender;
   OwnRows& own;
-  std::uint32_t epoch;
-  std::uint64_t launch;
-  RailItems items;
-  int cursor = 0;
-  std::uint64_t tail = 0;  ///< lane 0: of the item in hand
+  int came = kNoItemReady;   ///< lane 0: flow to forward
+  int going = kNoItemReady;  ///< lane 0: flow to send to
 
-  __device__ const GroupArgs& group() const { return a.dispatch.group; }
-  __device__ RailProgress& progressOf(int flow, int lane) const {
-    return railProgress(group(), a.rails, RailArea::dispatchReceive, flow, lane);
+  /// Lane 0: whether there is something to do, or nothing will be any more.
+  __device__ bool look() {
+    came = forwarder.ready();
+    if (came >= 0) return true;
+    going = sender.ready();
+    return going >= 0 || (came == kNoItemLeft && going == kNoItemLeft);
   }
-  __device__ ItemState stateOf(int flow, int lane) {
-    const RailProgress& progress = progressOf(flow, lane);
-    if (progress.closed == launch) return ItemState::finished;
-    tail = loadLocalAcquire(seenWord(group(), a.rails, a.rails.in[flow].peer,
-                                     railCounters(a.rails).dispatchTail(lane)));
-    return tail == progress.slots ? ItemState::stuck : ItemState::ready;
+  /// Lane 0, after look(): a peer that is waited for.
+  __device__ WaitPoint missing() const {
+    if (sender.late >= 0) return waitPoint(WaitWhat::railWindows, a.rails.out[sender.late].peer);
+    return waitPoint(WaitWhat::railRows, a.rails.in[forwarder.late].peer);
   }
-
-  struct Small {
-    const char* slot;
-    const DispatchSlot& layout;
-    __device__ std::uint32_t scale(int i) const {
-      return reinterpret_cast<const std::uint32_t*>(slot + layout.scales())[i];
-    }
-    __device__ std::int64_t expert(int k) const {
-      return reinterpret_cast<const std::int64_t*>(slot + layout.topkIdx())[k];
-    }
-    __device__ float weight(int k) const {
-      return reinterpret_cast<const float*>(slot + layout.topkWeights())[k];
-    }
-  };
-  /// The slots of lanes that have one, `first` + lane in the ring, go to all ranks that take them.
-  __device__ void placeAll(bool has, const char* ring, std::uint64_t first,
-                           const DispatchSlot& slot, int flow) {
-    const auto members = static_cast<int>(slot.members);
-    const std::uint64_t slots = a.rails.plan.ringBytes / slot.bytes();
-    const auto slotOf = [&](int lane) {
-      return ring + (first + static_cast<unsigned>(lane)) % slots * slot.bytes();
-    };
-    const char* from = slotOf(static_cast<int>(laneId()));
-    const std::int32_t token = has ? reinterpret_cast<const SlotHeader*>(from)->token : -1;
-    const auto* rows = reinterpret_cast<const std::int32_t*>(from + DispatchSlot::rows());
-    std::int32_t* kept = nullptr;
-    if (has && a.railRows != nullptr) {
-      kept = a.railRows + (flow * a.railStride + token) * members;
-    }
-    for (int m = 0; m < members; ++m) {
-      const std::int32_t row = has ? rows[m] : -1;
-      if (kept != nullptr) kept[m] = row;
-      RowPlacer{a.dispatch, targets[m], ranksOfNode(a.rails, a.rails.node)[m], pipe}.place(
-          row < 0 ? -1 : row - targets[m].rowBegin, from + slot.x(), token, [&](int lane) {
-            return Small{slotOf(lane), slot};
-          });
-    }
-  }
-  /// Forwards what has come of an item, a slot per lane at most. False: it is not what was
-  /// expected.
-  __device__ bool forward(int flow, int lane) {
-    const int peer = a.rails.in[flow].peer;
-    const DispatchSlot slot = slotFor(a, a.rails.node);
-    RailProgress& progress = progressOf(flow, lane);
-    const std::uint64_t came = shuffle(tail, 0) - progress.slots;
-    const std::uint64_t index = progress.index, slots = a.rails.plan.ringBytes / slot.bytes();
-    const char* ring =
-        railMemory<const char>(group(), a.rails.plan.ring(RailArea::dispatchReceive, flow, lane));
-    const int most = pipe.jobsAtOnce;
-    const int n = came < static_cast<std::uint64_t>(most) ? static_cast<int>(came) : most;
-    const char* from = ring + (index + laneId()) % slots * slot.bytes();
-    SlotHeader header{};
-    if (static_cast<int>(laneId()) < n) header = *reinterpret_cast<const SlotHeader*>(from);
-    const bool wrong = static_cast<int>(laneId()) < n &&
-                       (header.epoch != epoch || header.signature != a.dispatch.signature);
-    if (const unsigned votes = ballot(wrong); votes != 0) {
-      if ((votes & lanesBelow()) == 0 && wrong) {
-        reportSlot(group(), header, peer, epoch, a.dispatch.signature);
-      }
-      return false;
-    }
-    const bool ended = any(header.kind == SlotKind::end);  // the last slot of a launch
-    placeAll(header.kind == SlotKind::row, ring, index, slot, flow);
-    syncWarp();  // all lanes have read the slots
-    if (laneId() == 0) {
-      progress.slots += static_cast<unsigned>(n);
-      progress.index = ended ? 0 : index + static_cast<unsigned>(n);
-      if (ended) progress.closed = launch;
-      addRailWord(group(), a.rails, peer, railCounters(a.rails).dispatchCredit(lane),
-                  static_cast<unsigned>(n));
-    }
-    return true;
-  }
-  __device__ void run() {
+  /// Until everything has gone and come. False: something did not.
+  __device__ bool run() {
+    forwarder.begin();
     while (true) {
-      const int item = nextItem(
-          group(), items, cursor, WaitWhat::railRows, a.rails.in,
-          [&](int flow, int lane) { return stateOf(flow, lane); }, [&] { return own.placeSome(); });
-      if (item < 0 || !forward(items.flow(item), items.lane(item))) return;
+      bool found = true;
+      if (laneId() == 0) found = look();
+      found = shuffle(found, 0);
+      if (!found && own.placeSome()) continue;
+      if (!found && laneId() == 0) {
+        found = waitUntil(
+            a.dispatch.group.wait, [&] { return look(); }, missing(), &came);
+      }
+      if (!shuffle(found, 0)) return false;
+      const int from = shuffle(came, 0), to = shuffle(going, 0);
+      syncWarp();  // what lane 0 has acquired is there for all
+      if (from >= 0) {
+        if (!forwarder.forward(from)) return false;
+      } else if (to >= 0) {
+        if (!sender.send(to)) return false;
+      } else {
+        return true;
+      }
     }
   }
 };
@@ -152,37 +98,31 @@ __device__ inline void tellWindows(const RailDispatchArgs& a, const RecvTarget* 
   }
 }
 
-/// The first forwarding warp looks at the words, the others move rows.
+/// One warp of the grid looks at the words, the others move rows.
 __device__ inline void railDispatchRoles(const RailDispatchArgs& a, const RailDispatchView& v,
                                          std::uint32_t epoch, std::uint64_t launch) {
   const GroupArgs& g = a.dispatch.group;
   const DispatchArgs& d = a.dispatch;
   const RecvTarget* targets = v.targets();
   const RailArgs& rails = a.rails;
-  const int warp = static_cast<int>(warpId()), grid = static_cast<int>(gridSize()),
-            block = static_cast<int>(blockIndex()), lanes = rails.plan.lanes;
-  if (warp == kSendWarps && block == 0) {
-    const RailCounters counters = railCounters(rails);
+  const int warp = static_cast<int>(warpId()), grid = static_cast<int>(gridSize());
+  const int worker = warp * grid + static_cast<int>(blockIndex()) - 1;
+  const int workers = kDispatchWarps * grid - 1;
+  if (worker < 0) {
     tellWindows(a, targets, nodeSize(rails, rails.node));
-    RailWatch{g, rails}.run(static_cast<std::uint32_t>(kDispatchWarps * grid - 1),
+    RailWatch{g, rails}.run(static_cast<std::uint32_t>(workers),
                             WatchedWords{rails.out, rails.outs, RailCounters::windows(), 1},
-                            WatchedWords{rails.out, rails.outs, counters.dispatchCredit(0), lanes},
-                            WatchedWords{rails.in, rails.ins, counters.dispatchTail(0), lanes});
+                            WatchedWords{rails.out, rails.outs, RailCounters::dispatchCredit(), 1},
+                            WatchedWords{rails.in, rails.ins, RailCounters::dispatchTail(), 1});
     return;
   }
   RowPipe pipe =
       RowPipe::of(g, v.pipes(), warp, d.rowBytes, a.partBytes, d.bulk && d.rowBytes % 16 == 0);
   OwnRows own{a, targets, pipe};
-  if (warp >= kSendWarps) {
-    const int worker = (warp - kSendWarps) * grid + block - 1;  // number 0 is the watch
-    const RailItems items{rails.ins, lanes, worker, kForwardWarps * grid - 1};
-    RailForwarder{a, targets, pipe, own, epoch, launch, items}.run();
-  } else {
-    const RailItems items{rails.outs, lanes, warp * grid + block, kSendWarps * grid};
-    for (int i = 0; i < items.count(); ++i) {
-      RailSender{a, pipe, own, epoch, launch, items.flow(i), items.lane(i)}.run();
-    }
-  }
+  RailForwarder forwarder{a, targets, pipe, epoch, launch, worker, workers, v.places(warp)};
+  const int first = rails.outs > 0 ? worker % rails.outs : 0;  // not all at the same peer
+  RailSender sender{a, pipe, forwarder, epoch, launch, first};
+  if (!RailWorker{a, forwarder, sender, own}.run() && laneId() == 0) giveUp(g);
   while (own.placeSome()) {
   }
   if (laneId() == 0) RowPipe::drain();
@@ -194,7 +134,7 @@ __device__ inline void railDispatchKernel(const RailDispatchArgs& a) {
   const GroupArgs& g = d.group;
   const int members = nodeSize(a.rails, a.rails.node);
   auto& shared = sharedStorage<RailShared>();
-  const RailDispatchView v{a.rails.plan.members};
+  const RailDispatchView v{a.rails.plan.members, a.rails.ins};
   RecvTarget* targets = v.targets();
   auto* words = railMemory<RailWords>(g, a.rails.plan.words());
   const Turn turn = currentTurn(g);
@@ -210,7 +150,9 @@ __device__ inline void railDispatchKernel(const RailDispatchArgs& a) {
   if (d.rowLimit > 0) fillTail(d);
   if (!turn.broken) railDispatchRoles(a, v, turn.epoch, launch);
   leaveGroup(g, turn, WaitWhat::dispatchDone, shared.lastBlock);
-  if (thread != 0 || shared.lastBlock == 0) return;
+  if (shared.lastBlock == 0) return;
+  closeRings(g, a.rails);
+  if (thread != 0) return;
   words->dispatches = launch;
   words->warpsDone = 0;
   words->ownTurns = 0;

@@ -2,6 +2,7 @@
 
 #include "../intranode/dispatch_meta.cuh"
 #include "row_pipe.cuh"
+#include "run_ring.cuh"
 
 /// The receiving side of a dispatch between nodes: rows and what belongs to them go to their final
 /// places at the ranks of the own node.
@@ -32,19 +33,18 @@ struct RowPlacer {
     const int n = popCount(votes);
     placeScales(n, small);
     placeChoices(n, small);
-    pipe.run(n);
+    pipe.copy(n);
   }
 
  private:
   template <class Small>
   __device__ void placeScales(int n, Small&& small) const {
     auto* const to = reinterpret_cast<std::uint32_t*>(target.scales);
-#pragma unroll 2
-    for (int i = static_cast<int>(laneId()); i < n * d.scaleCount; i += 32) {
-      const int j = i / d.scaleCount, scale = i - j * d.scaleCount;
-      const RowJob& job = pipe.jobs[j];
-      to[static_cast<std::size_t>(job.tag) * d.scaleCount + scale] = small(job.maker).scale(scale);
-    }
+    moveWords(
+        n, d.scaleCount, [&](int j, int at) { return small(pipe.jobs[j].maker).scale(at); },
+        [&](int j, int at, std::uint32_t value) {
+          to[static_cast<std::size_t>(pipe.jobs[j].tag) * d.scaleCount + at] = value;
+        });
   }
   /// Choices of other ranks' experts become -1 and 0.
   template <class Small>
@@ -64,8 +64,8 @@ struct RowPlacer {
   }
 };
 
-/// Own tokens for ranks of the own node. Warps take them 32 at a time, when they have nothing else
-/// to do: what crosses the network goes first.
+/// Own tokens for ranks of the own node. Warps take a few of them when they have nothing else to
+/// do: what crosses the network goes first.
 struct OwnRows {
   const RailDispatchArgs& a;
   const RecvTarget* targets;  ///< [members]
@@ -94,10 +94,11 @@ struct OwnRows {
       auto* const words = railMemory<RailWords>(d.group, a.rails.plan.words());
       turn = fetchAddLocalRelaxed(&words->ownTurns, 1u);
     }
-    const std::int64_t first = std::int64_t{shuffle(turn, 0)} * 32;
+    const std::int64_t first = std::int64_t{shuffle(turn, 0)} * kTurnTokens;
     left = first < d.tokens;
     if (!left) return false;
-    const std::int64_t token = first + laneId();
+    const std::int64_t token =
+        static_cast<int>(laneId()) < kTurnTokens ? first + laneId() : d.tokens;
     const std::int32_t* ranks = ranksOfNode(a.rails, a.rails.node);
     for (int m = 0; m < nodeSize(a.rails, a.rails.node); ++m) {
       const std::int32_t position =

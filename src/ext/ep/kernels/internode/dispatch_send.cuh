@@ -1,28 +1,28 @@
 #pragma once
 
-#include "dispatch_place.cuh"
+#include "dispatch_forward.cuh"
 
-/// The sending side of a dispatch between nodes: tokens with a row in another node are packed, in
-/// token order, and go to this rank's rail there, once.
+/// The sending side of a dispatch between nodes: tokens with a row in another node are packed and
+/// go to this rank's rail there, once.
 namespace mscclpp::ep::MSCCLPP_PLATFORM_NS {
 
-__device__ __forceinline__ DispatchSlot slotFor(const RailDispatchArgs& a, int destinationNode) {
-  DispatchSlot slot = a.slot;
-  slot.members = static_cast<std::uint32_t>(nodeSize(a.rails, destinationNode));
-  return slot;
-}
-
-/// One lane of one flow, by one warp.
+/// Warps take a flow's tokens in groups and slots as they need them, so that slots are in no order;
+/// RunProgress::next counts taken slots and, above them, groups that need no more: the warp of the
+/// last group appends the end mark.
 struct RailSender {
   const RailDispatchArgs& a;
   RowPipe& pipe;
-  OwnRows& own;
+  RailForwarder& forwarder;  ///< goes on while there is no room
   std::uint32_t epoch;
   std::uint64_t launch;
-  int flowIndex;
-  int lane;
+  int cursor;     ///< lane 0: the flow that is looked at first
+  int late = -1;  ///< lane 0: a flow whose rail has not said where its node takes rows
 
   __device__ const GroupArgs& group() const { return a.dispatch.group; }
+  __device__ std::uint32_t groups() const {
+    const auto n = static_cast<std::uint32_t>((a.dispatch.tokens + kTurnTokens - 1) / kTurnTokens);
+    return n > 0 ? n : 1;  // somebody sends the end mark
+  }
 
   /// Where rank `r` wants the token: its row there, or -1.
   __device__ std::int32_t rowAt(std::int64_t token, int r) const {
@@ -59,12 +59,14 @@ struct RailSender {
   __device__ void packRest(int n, const DispatchSlot& slot) const {
     const DispatchArgs& d = a.dispatch;
     const auto slotOf = [&](int j) { return pipe.jobs[j].to - slot.x(); };
-#pragma unroll 2
-    for (int i = static_cast<int>(laneId()); i < n * d.scaleCount; i += 32) {
-      const int j = i / d.scaleCount, at = i - j * d.scaleCount;
-      reinterpret_cast<std::uint32_t*>(slotOf(j) + slot.scales())[at] =
-          *reinterpret_cast<const std::uint32_t*>(scaleAt(d, pipe.jobs[j].tag, at));
-    }
+    moveWords(
+        n, d.scaleCount,
+        [&](int j, int at) {
+          return *reinterpret_cast<const std::uint32_t*>(scaleAt(d, pipe.jobs[j].tag, at));
+        },
+        [&](int j, int at, std::uint32_t value) {
+          reinterpret_cast<std::uint32_t*>(slotOf(j) + slot.scales())[at] = value;
+        });
 #pragma unroll 2
     for (int i = static_cast<int>(laneId()); i < n * d.topk; i += 32) {
       const int j = i / d.topk, k = i - j * d.topk;
@@ -74,83 +76,129 @@ struct RailSender {
     }
   }
 
-  /// Waits until the rail has said where its node takes rows. It has emptied the ring then: its
-  /// words come in order, and it had to before it could begin this launch.
-  __device__ bool awaitWindows(const RailFlow& flow) const {
-    const std::uint64_t* const told =
-        seenWord(group(), a.rails, flow.peer, RailCounters::windows());
-    bool came = false;
-    do {
-      if (laneId() == 0) came = loadLocalAcquire(told) >= launch;
-      came = shuffle(came, 0);
-    } while (!came && own.placeSome());
-    if (!came && laneId() == 0) {
-      came = awaitRailWord(group(), told, flow.peer, launch, WaitWhat::railWindows) != 0;
-    }
-    came = shuffle(came, 0);
-    syncWarp();
-    return came;
+  __device__ RunProgress& progressOf(int flow) const {
+    return *railMemory<RunProgress>(group(),
+                                    a.rails.plan.runProgress(RailArea::dispatchSend, flow));
   }
-  /// False: the rail did not come in time.
-  __device__ bool sendAll(SendRing& ring, const DispatchSlot& slot, const RailFlow& flow) const {
-    const std::int32_t* ranks = ranksOfNode(a.rails, flow.node);
-    const auto* windows = railMemory<const RailWindow>(group(), a.rails.plan.windows(flowIndex));
-    const LaneTokens tokens{lane, a.rails.plan.lanes};
-    for (std::int64_t i = 0; tokens.at(i) < a.dispatch.tokens; i += 32) {
-      const std::int64_t mine = tokens.at(i + laneId());
-      const bool mineGoes =
-          mine < a.dispatch.tokens && goes(mine, ranks, static_cast<int>(slot.members), windows);
-      for (unsigned left = ballot(mineGoes); left != 0;) {
-        const int waiting = popCount(left);
-        const int most = waiting < pipe.jobsAtOnce ? waiting : pipe.jobsAtOnce;
-        ring.pass();
-        const int n = ring.open(most), job = popCount(left & lanesBelow());
-        if (n == 0) return false;
-        const bool taken = (left >> laneId() & 1u) != 0 && job < n;
-        if (taken) begin(ring.slot(job), job, slot, mine, ranks);
-        syncWarp();
-        packRest(n, slot);
-        pipe.run(n);
-        ring.close(n);
-        left &= ~ballot(taken);
+  /// Lane 0: whether the rail has said where its node takes rows. It has emptied the ring then: its
+  /// words come in order, and it had to before it could begin this launch.
+  __device__ bool windowsCame(int flow) const {
+    return loadLocalAcquire(seenWord(group(), a.rails, a.rails.out[flow].peer,
+                                     RailCounters::windows())) >= launch;
+  }
+  /// Lane 0: a flow with groups that nobody has taken, or kNoItemReady, or kNoItemLeft.
+  __device__ int ready() {
+    const int flows = a.rails.outs;
+    late = -1;
+    for (int i = 0; i < flows; ++i) {
+      const int f = cursor + i < flows ? cursor + i : cursor + i - flows;
+      if (loadRelaxed(&progressOf(f).turns) >= groups()) continue;
+      if (!windowsCame(f)) {
+        if (late < 0) late = f;
+        continue;
       }
+      cursor = f;
+      return f;
     }
-    if (ring.open(1) == 0) return false;
-    if (laneId() == 0) {
-      *reinterpret_cast<SlotHeader*>(ring.slot(0)) = header(SlotKind::end, -1);
+    return late < 0 ? kNoItemLeft : kNoItemReady;
+  }
+
+  /// Waits until the peer has emptied all but a ring of the launch's first `slots`, and forwards
+  /// meanwhile: peers may be waiting for that. False: it did not in time.
+  __device__ bool awaitRoom(const RunRing& ring, const RailFlow& flow, std::uint64_t slots) const {
+    const std::uint64_t* const credit =
+        seenWord(group(), a.rails, flow.peer, RailCounters::dispatchCredit());
+    while (slots > ring.slots()) {  // else the ring has not been filled once
+      bool room = false, came = true;
+      int other = kNoItemReady;
+      if (laneId() == 0) {
+        const auto look = [&] {
+          room = slots - (loadLocalAcquire(credit) - ring.progress.slots) <= ring.slots();
+          if (!room) other = forwarder.ready();
+          return room || other >= 0;
+        };
+        came = waitUntil(group().wait, look, waitPoint(WaitWhat::railRoom, flow.peer), credit);
+      }
+      came = shuffle(came, 0);
+      room = shuffle(room, 0);
+      other = shuffle(other, 0);
+      syncWarp();  // what the peer has read may be overwritten, and what came read, by all lanes
+      if (room) return true;
+      if (!came || !forwarder.forward(other)) return false;
     }
-    ++ring.filled;
-    ring.flush(sizeof(SlotHeader));
     return true;
   }
-  __device__ void run() const {
-    const RailFlow flow = a.rails.out[flowIndex];
-    const RailPlan& plan = a.rails.plan;
-    const DispatchSlot slot = slotFor(a, flow.node);
-    const RailCounters counters = railCounters(a.rails);
-    RailProgress& progress =
-        railProgress(group(), a.rails, RailArea::dispatchSend, flowIndex, lane);
-    SendRing ring{.g = group(),
-                  .rails = a.rails,
-                  .peer = flow.peer,
-                  .near = railOffset(group(), plan.ring(RailArea::dispatchSend, flowIndex, lane)),
-                  .far = railOffset(group(), plan.ring(RailArea::dispatchReceive, flow.ring, lane)),
-                  .credit = seenWord(group(), a.rails, flow.peer, counters.dispatchCredit(lane)),
-                  .tail = counters.dispatchTail(lane),
-                  .room = WaitWhat::railRoom,
-                  .slotBytes = slot.bytes(),
-                  .slots = plan.ringBytes / slot.bytes(),
-                  .base = progress.slots,
-                  .filled = 0,
-                  .sent = 0,
-                  .emptied = 0,
-                  .chunk = slotsPerPut(slot.bytes(), plan.ringBytes / slot.bytes())};
-    if (!awaitWindows(flow) || !sendAll(ring, slot, flow)) {
-      if (laneId() == 0) giveUp(group());
-      return;
+  /// Puts runs that are complete.
+  __device__ auto putTo(const RunRing& ring, const RailFlow& flow) const {
+    return [&ring, &flow, this](std::uint64_t begin, std::uint64_t end) {
+      const std::uint64_t at = ring.at(begin), slots = end - begin;
+      const std::uint64_t far =
+          railOffset(group(), a.rails.plan.ring(RailArea::dispatchReceive, flow.ring, 0));
+      PortChannelDevice(a.rails.channels[flow.peer])
+          .putThenAdd(group().wait, far + at, ring.offset + at, slots * ring.slotBytes,
+                      railAdd(group(), a.rails, RailCounters::dispatchTail(),
+                              static_cast<std::int64_t>(slots)));
+    };
+  }
+  /// The end mark, behind all other slots.
+  __device__ bool sendEnd(const RunRing& ring, const RailFlow& flow, std::uint64_t slot) const {
+    if (!awaitRoom(ring, flow, slot + 1)) return false;
+    if (laneId() == 0) {
+      *reinterpret_cast<SlotHeader*>(ring.memory + ring.at(slot)) = header(SlotKind::end, -1);
+      ring.marks.finish(slot, 1, putTo(ring, flow));
+      ring.marks.close(slot + 1, putTo(ring, flow));
     }
-    // awaitWindows() synchronised: all lanes have read it.
-    if (laneId() == 0) progress.slots += ring.filled;
+    return true;
+  }
+  /// A group of tokens of the flow that ready() found, after a syncWarp(). False: the rail did not
+  /// come in time.
+  __device__ bool send(int flowIndex) const {
+    const RailFlow flow = a.rails.out[flowIndex];
+    const DispatchSlot slot = slotFor(a, flow.node);
+    const RunRing ring =
+        RunRing::of(group(), a.rails.plan, RailArea::dispatchSend, flowIndex, slot.bytes());
+    const std::int32_t* ranks = ranksOfNode(a.rails, flow.node);
+    const auto* windows = railMemory<const RailWindow>(group(), a.rails.plan.windows(flowIndex));
+    std::uint32_t number = 0;
+    if (laneId() == 0) number = fetchAddLocalRelaxed(&ring.progress.turns, 1u);
+    number = shuffle(number, 0);
+    if (number >= groups()) return true;  // others were quicker
+    const std::int64_t mine = std::int64_t{number} * kTurnTokens + laneId();
+    unsigned left = ballot(laneId() < kTurnTokens && mine < a.dispatch.tokens &&
+                           goes(mine, ranks, static_cast<int>(slot.members), windows));
+    std::uint64_t most = static_cast<unsigned>(pipe.jobsAtOnce);
+    if (most > ring.marks.runSlots) most = ring.marks.runSlots;
+    while (true) {
+      const auto waiting = static_cast<unsigned>(popCount(left));
+      const std::uint64_t n = waiting < most ? waiting : most;
+      const bool groupEnds = n == waiting;
+      std::uint64_t before = 0;
+      if (laneId() == 0) {
+        before =
+            fetchAddLocalRelaxed(&ring.progress.next, n + (std::uint64_t{groupEnds} << kSlotBits));
+      }
+      before = shuffle(before, 0);
+      const std::uint64_t first = before & ((std::uint64_t{1} << kSlotBits) - 1);
+      if (n > 0 && !awaitRoom(ring, flow, first + n)) return false;
+      const int job = popCount(left & lanesBelow());
+      const bool taken = (left >> laneId() & 1u) != 0 && static_cast<unsigned>(job) < n;
+      if (taken) {
+        begin(ring.memory + ring.at(first + static_cast<unsigned>(job)), job, slot, mine, ranks);
+      }
+      syncWarp();
+      if (n > 0) {
+        packRest(static_cast<int>(n), slot);
+        pipe.copy(static_cast<int>(n));
+        if (laneId() == 0) {
+          bulkWait<0>();  // its own stores have written the rows
+          ring.marks.finish(first, n, putTo(ring, flow));
+        }
+      }
+      if (groupEnds) {
+        return (before >> kSlotBits) + 1 != groups() || sendEnd(ring, flow, first + n);
+      }
+      left &= ~ballot(taken);
+    }
   }
 };
 

@@ -9,16 +9,14 @@
 namespace mscclpp::ep::MSCCLPP_PLATFORM_NS {
 
 #if MSCCLPP_PLATFORM_CUDA
-/// 16 blocks have a warp for every lane of one flow.
+/// Of a combine: 16 blocks have a warp for every lane of one flow.
 inline constexpr int kRailLanes = 60;
-inline constexpr std::uint64_t kRailPutBytes = 384 << 10;
-inline constexpr int kSendWarps = 4, kForwardWarps = 4;
+inline constexpr int kDispatchWarps = 8;
 inline constexpr int kSumWarps = 4, kHomeWarps = 4;
 inline constexpr int kRailUnroll = 8;  ///< 16-byte pieces of a part that a lane adds up
 #else
 inline constexpr int kRailLanes = 2;
-inline constexpr std::uint64_t kRailPutBytes = 1 << 10;
-inline constexpr int kSendWarps = 1, kForwardWarps = 2;  ///< one forwards even if it is alone
+inline constexpr int kDispatchWarps = 3;
 inline constexpr int kSumWarps = 1, kHomeWarps = 2;
 inline constexpr int kRailUnroll = 2;
 #endif
@@ -36,10 +34,6 @@ template <class T>
 __device__ __forceinline__ T* railMemory(const GroupArgs& g, std::size_t offset) {
   return reinterpret_cast<T*>(g.heaps[g.rank] + railOffset(g, offset));
 }
-__device__ __forceinline__ RailProgress& railProgress(const GroupArgs& g, const RailArgs& rails,
-                                                      RailArea area, int ring, int lane) {
-  return *railMemory<RailProgress>(g, rails.plan.progress(area, ring, lane));
-}
 __device__ __forceinline__ RailCounters railCounters(const RailArgs& rails) {
   return {rails.plan.lanes};
 }
@@ -54,6 +48,12 @@ __device__ __forceinline__ const std::int32_t* ranksOfNode(const RailArgs& rails
 __device__ __forceinline__ const std::uint64_t* railWord(const RailArgs& rails, int peer,
                                                          int word) {
   return rails.words + rails.wordLayout.offset(PortUse::highThroughput, peer, word) / 8;
+}
+/// What a put counts up by: this rank's word at the peer.
+__device__ __forceinline__ PortChannelDevice::Counting railAdd(const GroupArgs& g,
+                                                               const RailArgs& rails, int word,
+                                                               std::int64_t value) {
+  return {rails.wordLayout.offset(PortUse::highThroughput, g.rank, word), value};
 }
 /// Adds to this rank's word at `peer`, behind everything that this thread put there before.
 __device__ __forceinline__ bool addRailWord(const GroupArgs& g, const RailArgs& rails, int peer,
@@ -81,89 +81,6 @@ __device__ inline std::uint64_t awaitRailWord(const GroupArgs& g, const std::uin
       waitPoint(what, peer), at);
   return came ? seen : 0;
 }
-
-/// Slots that go together: enough bytes to make a proxy's work of a put small beside its copy, and
-/// at most half a ring, so that one half is filled while the other is under way. A put may have up
-/// to 31 more where the ring is large, since tokens are worked on 32 at a time.
-__device__ __forceinline__ std::uint64_t slotsPerPut(std::uint64_t slotBytes, std::uint64_t slots) {
-  const std::uint64_t most = slots / 2, enough = kRailPutBytes / slotBytes;
-  const std::uint64_t n = enough < most ? enough : most;
-  return n > 0 ? n : 1;
-}
-
-/// The sending end of a lane, used by one warp; its members are the same on all lanes. Slots are
-/// filled in the ring of the own heap and put in runs to the same places of the peer's ring.
-struct SendRing {
-  const GroupArgs& g;
-  const RailArgs& rails;
-  int peer;
-  std::uint64_t near, far;      ///< offsets of the rings in the heaps
-  const std::uint64_t* credit;  ///< slots that the peer has emptied, ever
-  int tail;                     ///< word at the peer
-  WaitWhat room;                ///< what waiting for a free slot is reported as
-  std::uint64_t slotBytes, slots;
-  std::uint64_t base;     ///< slots before this launch
-  std::uint64_t filled;   ///< of this launch
-  std::uint64_t sent;     ///< of them
-  std::uint64_t emptied;  ///< of them, as far as known
-  std::uint64_t chunk;    ///< slots per put
-
-  /// Puts what makes a put; before a further open(), so that a launch's last slots go together.
-  __device__ void pass() {
-    if (filled - sent >= chunk) flush(slotBytes);
-  }
-  /// Free slots that lie together, up to `most` and half a ring per put. In a full ring waits for
-  /// as many as make a put: one at a time would be put one at a time from then on. 0: they did not
-  /// come free in time.
-  __device__ int open(int most) {
-    if (filled - emptied >= slots) {
-      flush(slotBytes);
-      std::uint64_t seen = 0;
-      bool came = true;
-      if (laneId() == 0) {
-        came = waitUntil(
-            g.wait,
-            [&] {
-              seen = loadAcquire(credit) - base;
-              return filled - seen <= slots - chunk;
-            },
-            waitPoint(room, peer), credit);
-      }
-      emptied = shuffle(seen, 0);
-      syncWarp();  // what the peer has read may be overwritten by all lanes
-      if (!shuffle(came, 0)) return 0;
-    }
-    const std::uint64_t free = slots - (filled - emptied), straight = slots - filled % slots;
-    const std::uint64_t waiting = filled - sent, half = slots / 2;
-    const std::uint64_t run = half > waiting ? half - waiting : 1;
-    std::uint64_t n = free < straight ? free : straight;
-    if (n > run) n = run;
-    return n < static_cast<std::uint64_t>(most) ? static_cast<int>(n) : most;
-  }
-  /// The i-th of the slots that are open.
-  __device__ char* slot(int i) const {
-    return g.heaps[g.rank] + near + (filled + static_cast<std::uint64_t>(i)) % slots * slotBytes;
-  }
-  /// The first `n` of them are full.
-  __device__ void close(int n) {
-    filled += static_cast<std::uint64_t>(n);
-    if (filled % slots == 0) flush(slotBytes);
-  }
-  /// Puts what was filled; `lastBytes` of the last slot.
-  __device__ void flush(std::uint64_t lastBytes) {
-    if (sent == filled) return;
-    syncWarp();  // lane 0 sends what all lanes have written
-    if (laneId() == 0) {
-      bulkWait<0>();  // and what its own bulk stores write
-      const std::uint64_t at = sent % slots * slotBytes, n = filled - sent;
-      PortChannelDevice channel(rails.channels[peer]);
-      channel.put(g.wait, far + at, near + at, (n - 1) * slotBytes + lastBytes);
-      channel.atomicAdd(g.wait, rails.wordLayout.offset(PortUse::highThroughput, g.rank, tail),
-                        static_cast<std::int64_t>(n));
-    }
-    sent = filled;
-  }
-};
 
 /// Flows and lanes that a warp serves in turn: `worker` of `workers` warps of the grid.
 struct RailItems {

@@ -106,6 +106,26 @@ struct PartSum {
   }
 };
 
+/// Moves `words` 32-bit words of each of `n` jobs, by a whole warp; loads of several jobs are under
+/// way together. load(job, word), store(job, word, value).
+template <class Load, class Store>
+__device__ __forceinline__ void moveWords(int n, int words, Load&& load, Store&& store) {
+  constexpr int kAtOnce = 8;
+  for (int word = static_cast<int>(laneId()); word < words; word += 32) {
+    for (int first = 0; first < n; first += kAtOnce) {
+      std::uint32_t value[kAtOnce];
+#pragma unroll
+      for (int u = 0; u < kAtOnce; ++u) {
+        if (first + u < n) value[u] = load(first + u, word);
+      }
+#pragma unroll
+      for (int u = 0; u < kAtOnce; ++u) {
+        if (first + u < n) store(first + u, word, value[u]);
+      }
+    }
+  }
+}
+
 /// A warp's ring. Its members are the same on all lanes; lane 0 drives the copy engine. Its
 /// instructions per part are the first limit of a warp: addresses are only added to.
 struct RowPipe {
@@ -115,7 +135,7 @@ struct RowPipe {
   Mbarrier* full;  ///< [kPipeStages]
   char* stages;
   std::uint32_t rowBytes, partBytes;
-  bool bulk;      ///< sizes and addresses are multiples of 16; else every job is a copy
+  bool bulk;      ///< sizes and addresses are multiples of 16; run() needs it
   int stage = 0;  ///< of the next part
   unsigned phase = 0;
 
@@ -146,13 +166,13 @@ struct RowPipe {
   __device__ void run(int n) {
     syncWarp();  // the jobs are complete
     const bool isCopy = static_cast<int>(laneId()) >= n || jobs[laneId()].terms == 1;
-    if (!bulk) {
-      for (int j = 0; j < n; ++j) copyWords(jobs[j].to, jobs.term(j, 0));
-    } else {
-      const Place end = all(isCopy) ? copyAll(*this, n) : addAll(*this, n);
-      stage = shuffle(end.stage, 0);
-      phase = shuffle(end.phase, 0);
-    }
+    goOn(all(isCopy) ? copyAll(*this, n) : addAll(*this, n));
+  }
+  /// The same where every job is a copy; rows of any size, at any address.
+  __device__ void copy(int n) {
+    syncWarp();  // the jobs are complete
+    if (bulk) return goOn(copyAll(*this, n));
+    for (int j = 0; j < n; ++j) copyWords(jobs[j].to, jobs.term(j, 0));
     syncWarp();  // the jobs may be written again
   }
   /// Lane 0's part of what run() left: all rows are written, as far as lane 0 is concerned.
@@ -163,6 +183,11 @@ struct RowPipe {
     int stage;
     unsigned phase;
   };
+  __device__ void goOn(const Place& end) {
+    stage = shuffle(end.stage, 0);
+    phase = shuffle(end.phase, 0);
+    syncWarp();  // the jobs may be written again
+  }
   // On a copy of the ring, whose members then stay in registers.
   __device__ MSCCLPP_NOINLINE static Place copyAll(RowPipe pipe, int n) {
     if (laneId() == 0) pipe.copyRows(n);
