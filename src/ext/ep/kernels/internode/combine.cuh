@@ -188,13 +188,13 @@ struct HomeTurn {
       HomeProgress& progress = progressOf(f);
       std::uint64_t before = 0;
       const auto known = [&] {
-        before = loadLocalAcquire(&progress.next);
+        before = loadRelaxed(&progress.next);  // hands over nothing but itself
         return before >> kSlotBits == turn;
       };
       good = good && waitUntil(group().wait, known, waitPoint(WaitWhat::pipeline, group().rank),
                                &progress.next);
       const auto mine = static_cast<unsigned>(popCount(flows[f].here));
-      storeLocalRelease(&progress.next, before + (std::uint64_t{1} << kSlotBits) + mine);
+      storeRelaxed(&progress.next, before + (std::uint64_t{1} << kSlotBits) + mine);
       flows[f].first = progress.slots;
       flows[f].before = progress.slots + (before & ((std::uint64_t{1} << kSlotBits) - 1));
     }

@@ -53,10 +53,9 @@ struct SendRing {
     filled += static_cast<std::uint64_t>(n);
     if (filled % slots == 0) flush();
   }
-  /// Puts what was filled.
+  /// Puts what was filled, after a syncWarp(): lane 0 sends what all lanes have written.
   __device__ void flush() {
     if (sent == filled) return;
-    syncWarp();  // lane 0 sends what all lanes have written
     if (laneId() == 0) {
       bulkWait<0>();  // and what its own bulk stores write
       const std::uint64_t at = sent % slots * slotBytes, n = filled - sent;

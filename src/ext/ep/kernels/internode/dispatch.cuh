@@ -43,7 +43,7 @@ struct RailWorker {
   __device__ bool look() {
     came = forwarder.ready();
     if (came >= 0) return true;
-    going = sender.ready();
+    if (going != kNoItemLeft) going = sender.ready();
     return going >= 0 || (came == kNoItemLeft && going == kNoItemLeft);
   }
   /// Lane 0, after look(): a peer that is waited for.

@@ -41,13 +41,13 @@ struct RailForwarder {
   /// Lane 0: what has come for this warp, and whether that was all.
   __device__ ItemState stateOf(int flow) {
     RunProgress& progress = progressOf(flow);
-    const bool closed = loadLocalAcquire(&progress.closed) == launch;
     came = loadLocalAcquire(
                seenWord(group(), a.rails, a.rails.in[flow].peer, RailCounters::dispatchTail())) -
            progress.slots;
-    if (closed) came = loadRelaxed(&progress.total);
     if (places[flow] < came) return ItemState::ready;
-    return closed ? ItemState::finished : ItemState::stuck;
+    if (loadLocalAcquire(&progress.closed) != launch) return ItemState::stuck;
+    came = loadRelaxed(&progress.total);  // more than was seen before, maybe
+    return places[flow] < came ? ItemState::ready : ItemState::finished;
   }
   /// Lane 0: a flow that this warp has slots of, or kNoItemReady, or kNoItemLeft.
   __device__ int ready() {
