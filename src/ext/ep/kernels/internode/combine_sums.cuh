@@ -199,9 +199,8 @@ struct SumSender {
   }
   __device__ void run() {
     while (true) {
-      const int item = nextItem(
-          group(), items, cursor, WaitWhat::railSumRoom, a.rails.in,
-          [&](int flow, int lane) { return stateOf(flow, lane); }, [] { return false; });
+      const int item = nextItem(group(), items, cursor, WaitWhat::railSumRoom, a.rails.in,
+                                [&](int flow, int lane) { return stateOf(flow, lane); });
       if (item < 0) return;
       send(items.flow(item), items.lane(item));
     }

@@ -98,12 +98,11 @@ inline constexpr int kNoItemLeft = -1, kItemsLate = -2, kNoItemReady = -3;
 
 /// One of a warp's items that can go on, in turn. `state(flow, lane)` says of each whether it is
 /// finished, stuck or ready; called by lane 0. Returns its number, or one of the above, on all
-/// lanes. `meanwhile` does something else while all are stuck, and says whether there was anything
-/// to do; if not, the warp waits.
+/// lanes; waits while all are stuck.
 enum class ItemState { finished, stuck, ready };
-template <class State, class Meanwhile>
+template <class State>
 __device__ int nextItem(const GroupArgs& g, const RailItems& items, int& cursor, WaitWhat what,
-                        const RailFlow* flows, State&& state, Meanwhile&& meanwhile) {
+                        const RailFlow* flows, State&& state) {
   const int count = items.count();
   int found = kNoItemReady;
   const auto look = [&] {
@@ -120,10 +119,7 @@ __device__ int nextItem(const GroupArgs& g, const RailItems& items, int& cursor,
     if (all) found = kNoItemLeft;
     return all;
   };
-  do {
-    if (laneId() == 0) look();
-    found = shuffle(found, 0);
-  } while (found == kNoItemReady && meanwhile());
+  if (laneId() == 0) look();
   if (found == kNoItemReady && laneId() == 0) {
     int peer = -1;
     for (int i = 0; i < count && peer < 0; ++i) {
