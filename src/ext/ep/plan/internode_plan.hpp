@@ -77,9 +77,17 @@ struct alignas(kLineBytes) RunProgress {
   std::uint32_t done[kRailRuns];  ///< slots of a run that are finished; see RunMarks
 };
 
-/// RunProgress::next and HomeProgress::next count two things in one word: this many bits have
-/// slots.
-inline constexpr int kSlotBits = 40;
+/// What RunProgress::next and HomeProgress::next count in one word: slots, and turns above them.
+struct SlotsAndTurns {
+  static constexpr int kSlotBits = 40;
+  std::uint64_t word = 0;
+
+  static constexpr std::uint64_t of(std::uint64_t slots, std::uint64_t turns) {
+    return slots + (turns << kSlotBits);
+  }
+  constexpr std::uint64_t slots() const { return word & ((std::uint64_t{1} << kSlotBits) - 1); }
+  constexpr std::uint64_t turns() const { return word >> kSlotBits; }
+};
 
 /// Words that only this rank's own kernels touch.
 struct alignas(kLineBytes) RailWords {

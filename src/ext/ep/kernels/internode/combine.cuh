@@ -186,17 +186,17 @@ struct HomeTurn {
     bool good = true;
     for (int f = static_cast<int>(laneId()); f < a.rails.outs; f += 32) {
       HomeProgress& progress = progressOf(f);
-      std::uint64_t before = 0;
+      SlotsAndTurns before;
       const auto known = [&] {
-        before = loadRelaxed(&progress.next);  // hands over nothing but itself
-        return before >> kSlotBits == turn;
+        before.word = loadRelaxed(&progress.next);  // hands over nothing but itself
+        return before.turns() == turn;
       };
       good = good && waitUntil(group().wait, known, waitPoint(WaitWhat::pipeline, group().rank),
                                &progress.next);
       const auto mine = static_cast<unsigned>(popCount(flows[f].here));
-      storeRelaxed(&progress.next, before + (std::uint64_t{1} << kSlotBits) + mine);
+      storeRelaxed(&progress.next, before.word + SlotsAndTurns::of(mine, 1));
       flows[f].first = progress.slots;
-      flows[f].before = progress.slots + (before & ((std::uint64_t{1} << kSlotBits) - 1));
+      flows[f].before = progress.slots + before.slots();
     }
     good = all(good);
     syncWarp();
@@ -205,7 +205,7 @@ struct HomeTurn {
   /// Runs are half a ring, so that the other half can be filled meanwhile.
   __device__ RunMarks marksOf(int flow) const {
     HomeProgress& progress = progressOf(flow);
-    return {progress.done, &progress.total, slots() < 2 ? 1 : slots() / 2, HomeProgress::kRuns};
+    return {progress.done, &progress.total, slotsPerRun(slots(), slots()), HomeProgress::kRuns};
   }
   __device__ auto giveBackTo(int flow) const {
     return [flow, this](std::uint64_t begin, std::uint64_t end) {

@@ -7,18 +7,12 @@
 /// ascending order, and one row goes home.
 namespace mscclpp::ep::MSCCLPP_PLATFORM_NS {
 
-/// Slots that go together: enough bytes to make a proxy's work of a put small beside its copy, and
-/// at most half a ring, so that one half is filled while the other is under way.
-__device__ __forceinline__ std::uint64_t slotsPerPut(std::uint64_t slotBytes, std::uint64_t slots) {
 #if MSCCLPP_PLATFORM_CUDA
-  constexpr std::uint64_t kPutBytes = 384 << 10;
+/// Enough to make a proxy's work of a put small beside its copy.
+inline constexpr std::uint64_t kLanePutBytes = 384 << 10;
 #else
-  constexpr std::uint64_t kPutBytes = 1 << 10;
+inline constexpr std::uint64_t kLanePutBytes = 1 << 10;
 #endif
-  const std::uint64_t most = slots / 2, enough = kPutBytes / slotBytes;
-  const std::uint64_t n = enough < most ? enough : most;
-  return n > 0 ? n : 1;
-}
 
 /// The sending end of a lane, used by one warp; its members are the same on all lanes. Slots are
 /// filled in the ring of the own heap and put in runs to the same places of the peer's ring.
@@ -84,7 +78,9 @@ struct SumSender {
   __device__ RailProgress& progressOf(int flow, int lane) const {
     return *railMemory<RailProgress>(group(), a.rails.plan.progress(flow, lane));
   }
-  __device__ std::uint64_t chunk() const { return slotsPerPut(a.slot.bytes(), slots()); }
+  __device__ std::uint64_t chunk() const {
+    return slotsPerRun(kLanePutBytes / a.slot.bytes(), slots());
+  }
   /// Ready: there is room for a put; for the first slot of a launch, in an empty ring.
   __device__ ItemState stateOf(int flow, int lane) {
     const RailProgress& progress = progressOf(flow, lane);

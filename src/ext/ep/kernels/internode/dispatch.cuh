@@ -91,10 +91,10 @@ __device__ inline void tellWindows(const RailDispatchArgs& a, const RecvTarget* 
   for (int f = static_cast<int>(laneId()); f < a.rails.ins; f += 32) {
     const RailFlow flow = a.rails.in[f];
     PortChannelDevice(a.rails.channels[flow.peer])
-        .put(g.wait, railOffset(g, a.rails.plan.windows(flow.ring)),
-             railOffset(g, a.rails.plan.ownWindows()),
-             static_cast<std::uint64_t>(members) * sizeof(RailWindow));
-    addRailWord(g, a.rails, flow.peer, RailCounters::windows(), 1);
+        .putThenAdd(g.wait, railOffset(g, a.rails.plan.windows(flow.ring)),
+                    railOffset(g, a.rails.plan.ownWindows()),
+                    static_cast<std::uint64_t>(members) * sizeof(RailWindow),
+                    railAdd(g, a.rails, RailCounters::windows(), 1));
   }
 }
 

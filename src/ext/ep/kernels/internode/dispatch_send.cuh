@@ -172,13 +172,13 @@ struct RailSender {
       const auto waiting = static_cast<unsigned>(popCount(left));
       const std::uint64_t n = waiting < most ? waiting : most;
       const bool groupEnds = n == waiting;
-      std::uint64_t before = 0;
+      SlotsAndTurns before;
       if (laneId() == 0) {
-        before =
-            fetchAddLocalRelaxed(&ring.progress.next, n + (std::uint64_t{groupEnds} << kSlotBits));
+        before.word =
+            fetchAddLocalRelaxed(&ring.progress.next, SlotsAndTurns::of(n, groupEnds ? 1 : 0));
       }
-      before = shuffle(before, 0);
-      const std::uint64_t first = before & ((std::uint64_t{1} << kSlotBits) - 1);
+      before.word = shuffle(before.word, 0);
+      const std::uint64_t first = before.slots();
       if (n > 0 && !awaitRoom(ring, flow, first + n)) return false;
       const int job = popCount(left & lanesBelow());
       const bool taken = (left >> laneId() & 1u) != 0 && static_cast<unsigned>(job) < n;
@@ -195,7 +195,7 @@ struct RailSender {
         }
       }
       if (groupEnds) {
-        return (before >> kSlotBits) + 1 != groups() || sendEnd(ring, flow, first + n);
+        return before.turns() + 1 != groups() || sendEnd(ring, flow, first + n);
       }
       left &= ~ballot(taken);
     }

@@ -58,9 +58,8 @@ __device__ __forceinline__ PortChannelDevice::Counting railAdd(const GroupArgs& 
 /// Adds to this rank's word at `peer`, behind everything that this thread put there before.
 __device__ __forceinline__ bool addRailWord(const GroupArgs& g, const RailArgs& rails, int peer,
                                             int word, std::uint64_t value) {
-  return PortChannelDevice(rails.channels[peer])
-      .atomicAdd(g.wait, rails.wordLayout.offset(PortUse::highThroughput, g.rank, word),
-                 static_cast<std::int64_t>(value));
+  const auto add = railAdd(g, rails, word, static_cast<std::int64_t>(value));
+  return PortChannelDevice(rails.channels[peer]).atomicAdd(g.wait, add.offset, add.value);
 }
 /// What the grid's watch has seen of it; see RailWatch.
 __device__ __forceinline__ std::uint64_t* seenWord(const GroupArgs& g, const RailArgs& rails,
@@ -80,6 +79,13 @@ __device__ inline std::uint64_t awaitRailWord(const GroupArgs& g, const std::uin
       },
       waitPoint(what, peer), at);
   return came ? seen : 0;
+}
+
+/// Slots that are put, or given back, together: at most half a ring, so that one half is filled
+/// while the other is under way.
+__device__ __forceinline__ std::uint64_t slotsPerRun(std::uint64_t enough, std::uint64_t slots) {
+  const std::uint64_t half = slots / 2, n = enough < half ? enough : half;
+  return n > 0 ? n : 1;
 }
 
 /// Flows and lanes that a warp serves in turn: `worker` of `workers` warps of the grid.

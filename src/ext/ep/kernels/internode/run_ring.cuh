@@ -80,8 +80,7 @@ struct RunRing {
   __device__ static RunRing of(const GroupArgs& g, const RailPlan& plan, RailArea area, int flow,
                                std::uint64_t slotBytes) {
     const std::uint64_t slots = plan.flowRingBytes() / slotBytes;
-    const std::uint64_t enough = kRunBytes / slotBytes, half = slots / 2;
-    const std::uint64_t runSlots = half == 0 || enough == 0 ? 1 : enough < half ? enough : half;
+    const std::uint64_t runSlots = slotsPerRun(kRunBytes / slotBytes, slots);
     const std::uint64_t runs = slots / runSlots;
     auto& progress = *railMemory<RunProgress>(g, plan.runProgress(area, flow));
     return {progress, railMemory<char>(g, plan.ring(area, flow, 0)),

@@ -87,9 +87,10 @@ __device__ inline void putCounts(const NotifyArgs& a, int r, NotifyTurn turn) {
   const GroupArgs& g = a.group;
   const std::size_t counts = static_cast<std::size_t>(g.ranks + expertsOf(a.experts, r));
   PortChannelDevice(a.rails.channels[r])
-      .put(g.wait, g.plan.countsRow(turn.table(), g.rank),
-           railOffset(g, a.rails.plan.counts(turn.table(), r)), sizeof(CountsHeader) + counts * 4);
-  addRailWord(g, a.rails, r, RailCounters::counts(), 1);
+      .putThenAdd(g.wait, g.plan.countsRow(turn.table(), g.rank),
+                  railOffset(g, a.rails.plan.counts(turn.table(), r)),
+                  sizeof(CountsHeader) + counts * 4,
+                  railAdd(g, a.rails, RailCounters::counts(), 1));
 }
 __device__ inline bool awaitCounts(const NotifyArgs& a, int source, NotifyTurn turn) {
   const GroupArgs& g = a.group;
